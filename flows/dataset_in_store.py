@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,10 +90,10 @@ class DatasetInStore:
         return self.registry.version(int(digits))
 
     def run(self, text: str) -> dict[str, Any]:
-        """Return the ledger's record of the run that an id, the start of an id, `latest` or `champion` names.
+        """Return the ledger's record of the run that an id, the start of an id, `latest`, `champion` or `v7` names.
 
         Raises:
-            ConfigError: there is no such run, or several ids have this start.
+            ConfigError: there is no such run or version, or several ids have this start.
         """
         settle(self.store, self.name)
         runs = [run_of(name) for name in self.ledger.names("runs")]
@@ -100,7 +101,8 @@ class DatasetInStore:
             raise ConfigError(
                 f"expected a run of {self.name} in the ledger; found none yet; run it: {self.run_command}"
             )
-        run_id = runs[-1] if text == "latest" else self.champion().run if text == "champion" else text
+        is_version = text == "champion" or re.fullmatch("v[0-9]+", text)
+        run_id = runs[-1] if text == "latest" else self.version(text).run if is_version else text
         matching = [run_id] if run_id in runs else _beginning(runs, run_id)
         record = self.ledger.find("runs", matching[0]) if len(matching) == 1 else None
         if record:
@@ -111,8 +113,8 @@ class DatasetInStore:
                 f"{_newest(matching)}; type more of it"
             )
         raise ConfigError(
-            f"expected a run of {self.name}, by its id, the beginning of its id, `latest` or `champion`; "
-            f"found {run_id[:40]!r}{_alike(run_id, runs)}; give one of these, the latest: {_newest(runs)}"
+            f"expected a run of {self.name}, by its id, the beginning of its id, `latest`, `champion` or `v` and a "
+            f"version; found {run_id[:40]!r}{_alike(run_id, runs)}; give one of these, the latest: {_newest(runs)}"
         )
 
 

@@ -180,8 +180,8 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
     return left
 
 
-def to_decision(job: Job, caller: Caller) -> None:
-    """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
+def to_candidate(job: Job, caller: Caller) -> Candidate:
+    """Carry out all steps up to a model that can be judged; return it."""
     check_own_model(job.store, job.dataset, job.config)
     named_images.check(job.dataset)
     train_split, test_split = to_validation(job, caller, job.audit)
@@ -194,11 +194,16 @@ def to_decision(job: Job, caller: Caller) -> None:
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
     if dataset.behaviour:
         job.keep("behaviour", caller.call(probe, store, dataset, model, test_split, evaluation))
-    candidate = Candidate(
+    return Candidate(
         *(model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again)),
         test_labels=test_labels,
         behaviour=job.record.behaviour,
     )
+
+
+def to_decision(job: Job, caller: Caller) -> None:
+    """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
+    candidate, dataset = to_candidate(job, caller), job.dataset
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"
     with job.registry.deciding(lambda: _log.info(waiting, dataset.name, extra=WAITING)):

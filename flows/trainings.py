@@ -112,7 +112,7 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             f"expected held-out rows, by which a learning curve is measured; run {diagnosis.record.id} held none out; "
             f"train with some first: `{command}`"
         )
-    dataset = _dataset(diagnosis.record)
+    dataset = dataset_of(diagnosis.record)
     source = _source(data, diagnosis, dataset, config)
     wanted = [(seed, share) for seed in range(config.seed, config.seed + seeds) for share in curves.SHARES]
     points: dict[int, Point] = {}
@@ -188,7 +188,7 @@ def _line(point: Point, seconds: float, count: str) -> str:
     )
 
 
-def _dataset(record: RunRecord) -> Dataset:
+def dataset_of(record: RunRecord) -> Dataset:
     """Return the data set of a run, as far as its training depends on it: the manifest may be gone."""
     from storage.datasets.catalog import Dataset
     from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Slices

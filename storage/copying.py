@@ -29,7 +29,7 @@ from storage.arrivals import Arrivals
 from storage.drifts import DRIFTS
 from storage.errors import DamagedEntry, StoreError
 from storage.files import MAX_JSON_BYTES, copy_file, flush, sha256_of, unsealed
-from storage.formats.members import MEMBERS
+from storage.formats.members import MEMBERS, keys_in
 from storage.ledger import place
 from storage.objects.folder import Folder
 from storage.registry import Registry
@@ -87,13 +87,13 @@ class _Entry:
 
     def write(self, name: str, place: Path) -> None:
         if isinstance(self.store.objects, Folder):
-            self._check(name, copy_file(self.store.objects.root / self._key(name), place))
+            self._check(name, copy_file(self.store.objects.root / self.key_of(name), place))
             return
         self.path(name, place)
         flush(place)
 
     def path(self, name: str, place: Path) -> Path:
-        key = self._key(name)
+        key = self.key_of(name)
         if isinstance(self.store.objects, Folder):
             place = self.store.objects.root / key
         else:
@@ -101,14 +101,15 @@ class _Entry:
         self._check(name, sha256_of(place))
         return place
 
-    def _key(self, name: str) -> str:
+    def key_of(self, name: str) -> str:
+        """Return the key of one of its files."""
         return "/".join(filter(None, (self.folder, self.described.get("attempt"), name)))
 
     def _check(self, name: str, found: str) -> None:
         expected = self.described["files"][name]["sha256"]
         if found != expected:
             raise DamagedEntry(
-                f"{self.store.objects.where(self._key(name))}: expected SHA-256 {expected:.12}…; found {found:.12}…; "
+                f"{self.store.objects.where(self.key_of(name))}: expected SHA-256 {expected:.12}…; found {found:.12}…; "
                 f"`{self.store.command('verify')}` says what to do"
             )
 
@@ -200,6 +201,27 @@ def copy(source: Store, target: Store, dataset: str, dry_run: bool = False, adva
         if not dry_run:
             _carry_out(plan, advance or _silent)
         return plan.copied
+
+
+def bring(source: Store, target: Store, dataset: str, step: str, key: str) -> None:
+    """Copy one entry, with those that it lists, unless the target has them; every file is checked.
+
+    Raises:
+        DamagedEntry: an entry is missing at the source, or damaged.
+        StoreError: one of the stores cannot be read or written.
+    """
+    with _errors():
+        for each in _with_listed(source, dataset, step, key):
+            _adopted(target, each)
+
+
+def _with_listed(source: Store, dataset: str, step: str, key: str) -> Iterator[_Entry]:
+    entry = _entry(source, source.entry_key(dataset, step, key))
+    yield entry
+    if MEMBERS in entry.described["files"]:
+        name = entry.key_of(MEMBERS)
+        for listed in keys_in(source.objects.get(name), source.objects.where(name)):
+            yield from _with_listed(source, dataset, step, listed)
 
 
 def _silent(done: int, total: int) -> None:

@@ -176,6 +176,9 @@ class CutOff(IdxflowError):
 DRIFTED = 6
 """Exit code of `idxflow drift` if images differ by more than the limits. That is an answer, not an error."""
 
+NOT_REPRODUCED = 7
+"""Exit code of `idxflow reproduce` if a digest is not what the run has recorded. That is an answer, too."""
+
 EXIT_CODES: Mapping[int, str] = {
     0: "success",
     **{
@@ -183,6 +186,7 @@ EXIT_CODES: Mapping[int, str] = {
         for kind in (IdxflowError, ConfigError, DataRefused, SourceUnavailable, ModelRefused)
     },
     DRIFTED: "images drifted",
+    NOT_REPRODUCED: "not reproduced",
     128 + signal.SIGINT: "interrupted (SIGINT)",
     128 + signal.SIGTERM: "terminated (SIGTERM, SIGHUP)",
 }

@@ -901,6 +901,8 @@ class Environment:
     """System, processor and number of cores."""
     packages: Mapping[str, str]
     """Version by name."""
+    processor: str = ""
+    """Its name and instruction sets (`storage.runtime.processor`); not in older records."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from flows.commands import (
     quarantine,
     registry,
     report,
+    reproduce,
     rollback,
     run,
     runs,
@@ -62,6 +63,7 @@ OF_DATA = {
     **dict.fromkeys(("manifest", "predict", "labels"), (3,)),
     "dataset": (3, 5),
     "drift": (3, 6),
+    "reproduce": (7,),
 }
 """Exit codes that only some commands have."""
 
@@ -111,7 +113,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         promote.promote,
         rollback.rollback,
     ),
-    "Reports": (status.status, runs.app, report.report),
+    "Reports": (status.status, runs.app, report.report, reproduce.reproduce),
     "Operate": (up.up, serve.serve, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""

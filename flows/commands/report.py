@@ -39,7 +39,8 @@ def report(
 
     Args:
         dataset: A data set of the store.
-        run: A run's id or the beginning of one, `latest`, or `champion` for the run that made the champion.
+        run: A run's id or the beginning of one, `latest`, or `champion` or a version such as `v3` for the run that
+            made it.
     """
     data = DatasetInStore.open(dataset, store)
     record = run_with_report(data, data.run(run))

@@ -70,7 +70,7 @@ def diff(
 
     Args:
         dataset: A data set of the store.
-        a: A run's id or the beginning of one, `latest` or `champion`.
+        a: A run's id or the beginning of one, `latest`, `champion`, or a version such as `v3`.
         b: The run to compare with.
     """
     from tasks.report.comparison import compare

@@ -108,7 +108,11 @@ def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, Any]:
 
 
 def _environment(environment: Environment | None) -> dict[str, Any]:
-    return {"python": environment.python, "platform": environment.platform} if environment else {}
+    if environment is None:
+        return {}
+    # Of an older record, it is unknown.
+    processor = {"processor": environment.processor} if environment.processor else {}
+    return {"python": environment.python, "platform": environment.platform, **processor}
 
 
 def _sentence(number: int, changed: Sequence[Difference]) -> str:

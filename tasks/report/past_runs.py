@@ -40,6 +40,7 @@ from storage.records import (
     to_json,
 )
 from storage.registry import Registry
+from storage.runtime import processor
 from storage.store import Store, Stored
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def environment() -> Environment:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     machine = f"{platform.system()}, {platform.machine()}, {os.cpu_count() or 1} processors"
-    return Environment(platform.python_version(), machine, versions)
+    return Environment(platform.python_version(), machine, versions, processor.described())
 
 
 def for_ledger(run: RunRecord) -> dict[str, Any]:

@@ -63,6 +63,7 @@ COMMANDS: dict[str, list[str]] = {
     "registry history": ["tiny", "--store", "STORE"],
     "registry show": ["tiny", "--store", "STORE"],
     "report": ["tiny", "--store", "STORE"],
+    "reproduce": ["tiny", "latest", "--store", "STORE"],
     "rollback": ["tiny", "--to", "1", "--reason", "a try", "--store", "STORE"],
     "run": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--store", "STORE"],
     "runs diff": ["tiny", "latest", "champion", "--store", "STORE"],
@@ -79,7 +80,7 @@ COMMANDS: dict[str, list[str]] = {
 """Each command, by its words, with arguments that have it print something."""
 NEED_SERVERS = {"backfill", "run", "serve", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
-NEED_LIBRARIES = {"export", "doctor", "tune"}
+NEED_LIBRARIES = {"export", "doctor", "reproduce", "tune"}
 """These load TensorFlow, which takes seconds: their help, too."""
 ONCE = {"alerts add", "alerts remove", "dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""

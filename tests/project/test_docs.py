@@ -189,7 +189,8 @@ def test_the_exit_codes_are_those_of_the_errors():
     from storage import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, errors.DRIFTED, 130, 143}
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)}
+    codes |= {0, errors.DRIFTED, errors.NOT_REPRODUCED, 130, 143}
     page = (REFERENCE / "exit-codes.md").read_text(encoding="utf-8")
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
 

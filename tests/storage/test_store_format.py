@@ -188,6 +188,7 @@ USES = {
     "registry": ("registry", "history", "tiny"),
     "runs": ("runs", "list", "tiny"),
     "report": ("report", "tiny"),
+    "reproduce": ("reproduce", "tiny"),
     "status": ("status",),
     "verify": ("verify",),
     "gc": ("gc",),
