@@ -85,6 +85,7 @@ def filled(store: Store) -> Store:
             "champion": after,
             "previous": before,
             "rules": [rule],
+            "test_digest": "test rows",
             "run": f"run-{number}",
             "time": moment,
         }
@@ -93,7 +94,14 @@ def filled(store: Store) -> Store:
             store.dataset("mine") / "ledger" / "decisions" / f"{stamp}.000000Z-run-{number}.json", decision
         )
         Ledger(store, "mine").append(
-            "runs", f"run-{number}", {"asked_by": "schedule", "profile": "default", "config": {"seed": number, "lr": 1}}
+            "runs",
+            f"run-{number}",
+            {
+                "asked_by": "schedule",
+                "profile": "default",
+                "config": {"seed": number, "lr": 1},
+                "test_rows": 10_000,
+            },
         )
         pointed_in_format_3(store, "mine", after)
     return store
@@ -237,6 +245,18 @@ def test_show_tells_everything_of_a_version(cli: Cli, filled: Store):
     damaged = cli("registry", "show", "mine", "--json")
     assert damaged.returncode == 1
     assert "weights.npz: expected" in json.loads(damaged.stdout)["damage"]
+
+
+def test_show_says_what_the_accuracy_is_worth_after_four_decisions(cli: Cli):
+    worth = value(cli("registry", "show", "mine", "--json"))["worth"]
+    assert (worth["accuracy"], worth["decisions"]) == (0.94, 4)
+    assert worth["adjusted_low"] < worth["low"] < 0.94 < worth["high"] < worth["adjusted_high"]
+    lines = cli("registry", "show", "mine").stdout.splitlines()
+    assert "interval     93.52% to 94.45% (95%)" in lines
+    sentence = next(line for line in lines if line.startswith("worth"))
+    assert "chosen in 4 decisions on the same test images" in sentence
+    assert sentence.endswith("allowing for the choice, the 95% interval is 93.38% to 94.57%.")
+    assert value(cli("registry", "show", "mine", "3", "--json"))["worth"] is None
 
 
 def damage(store: Store, number: int) -> None:

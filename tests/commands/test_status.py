@@ -14,9 +14,10 @@ from flows.commands import status
 from flows.commands.cli import run_command
 from storage.drifts import Drifts
 from storage.ledger import Ledger
+from storage.registry import NO_RUN, Registry
 from storage.store import Store
 from tests.support.servers import free_port
-from tests.support.stores import DATASET, retrain
+from tests.support.stores import DATASET, decide, retrain
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,29 @@ def test_a_finding_of_drift_that_is_damaged_needs_attention(fresh: Store, capsys
     file.write_text("{}")
     assert run_command(["status", "--store", str(fresh.root)]) == 1
     assert "  problem   whether new images have drifted is unknown: " in capsys.readouterr().out
+
+
+def test_an_error_budget_is_shown_when_little_is_left_and_needs_attention_when_nothing_is(
+    fresh: Store, capsys: pytest.CaptureFixture
+):
+    registry, command = Registry(fresh, DATASET), ["status", "--store", str(fresh.root)]
+    limits = {"alpha": 0.05, "alpha_budget": 0.1, "budget_decisions": 4.0}
+
+    def spend(alpha: float) -> str:
+        decide(registry, "kept", 1, limits=limits, spent=alpha, test_digest="rows")
+        code = run_command(command)
+        output = capsys.readouterr().out
+        assert code == ("needs attention" in output)
+        return output
+
+    assert "budget" not in spend(0.05)
+    assert "  budget    1 decision of the error budget of these test images left (0.075 of 0.1 spent)\n" in spend(0.025)
+    # A person's decision has no budget.
+    decide(registry, "forced", 2, NO_RUN)
+    assert "  problem   the error budget of these test images is used up (0.1 of 0.1), so " in spend(0.025)
+    assert run_command([*command, "--json"]) == 1
+    budget = json.loads(capsys.readouterr().out)["datasets"][0]["budget"]
+    assert (budget["left"], budget["is_low"]) == (0, True)
 
 
 def test_a_name_of_the_catalog_is_taken_for_no_other(fresh: Store, capsys: pytest.CaptureFixture):

@@ -121,6 +121,8 @@ def test_a_gate_of_ones_own(tmp_path: Path):
     gate = '[gate]\npolicy = "not_worse"\nalpha = 0.1\nmargin = 0\nmax_class_loss = 1\n'
     assert read(tmp_path, GOOD + gate).gate == Gate("not_worse", 0.1, 0, 1)
     assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == Gate("ask")
+    budget = "[gate]\nalpha_budget = 0.1\nbudget_decisions = 26\nborderline = 4\n"
+    assert read(tmp_path, GOOD + budget).gate == Gate(borderline=4, alpha_budget=0.1, budget_decisions=26)
 
 
 def test_a_whole_number_stays_one_and_a_fraction_too(tmp_path: Path):

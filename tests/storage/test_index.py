@@ -16,11 +16,11 @@ from storage.index import Index
 from storage.ledger import Ledger
 from storage.objects import sealed as sealed_object
 from storage.objects.folder import Folder
-from storage.registry import Registry
+from storage.registry import _OF_DECISIONS, Registry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
-from tests.support.stores import DATASET, retrain
+from tests.support.stores import DATASET, decide, retrain
 
 
 @pytest.fixture
@@ -74,6 +74,15 @@ def test_only_records_that_are_not_in_it_are_read(indexed: Store, monkeypatch: p
     assert registry.find("no", "such") is None
     assert len(registry.decisions()) == 7
     assert [key.rpartition("/")[2] for key in read] == ["00000007.json", "00000007.json"]
+
+
+def test_an_index_of_an_earlier_version_without_a_field_is_made_again(indexed: Store, monkeypatch: pytest.MonkeyPatch):
+    decide(Registry(indexed, DATASET), "kept", 2, spent=0.025)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("storage.registry._OF_DECISIONS", _OF_DECISIONS[:-1])
+        lookups(indexed)
+        assert Registry(indexed, DATASET).decisions()[-1].get("spent") is None
+    assert [d.get("spent") for d in Registry(indexed, DATASET).decisions()] == [None] * 6 + [0.025]
 
 
 def emptied(file: Path) -> None:

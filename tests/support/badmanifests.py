@@ -99,6 +99,12 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a margin of truth": (GOOD + "[gate]\nmargin = true", "gate.margin to be a number"),
     "a margin in points": (GOOD + "[gate]\nmargin = 5", "gate.margin to be a number from 0 to 1"),
     "a negative loss": (GOOD + "[gate]\nmax_class_loss = -0.1", "gate.max_class_loss to be a number from 0 to 1"),
+    "a budget of nothing": (
+        GOOD + "[gate]\nalpha_budget = 0",
+        "gate.alpha_budget to be a number above 0 and below 0.5",
+    ),
+    "half a decision": (GOOD + "[gate]\nbudget_decisions = 0.5", "gate.budget_decisions to be an integer from 1"),
+    "a border without width": (GOOD + "[gate]\nborderline = 1", "gate.borderline to be a number above 1"),
     "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
     "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
     "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),

@@ -236,6 +236,40 @@ def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
+    ("looks", "left", "words"),
+    [
+        (1, None, ["This is the first decision on these test images."]),
+        (1, 51, ["The error budget is 0.05 for all decisions on them; 51 decisions are left."]),
+        (
+            14,
+            None,
+            [
+                "up to 0.7 promotions by luck are to be expected of them at alpha 0.05; alpha_budget in the manifest",
+                "The champion's 79.03% is the score of a model chosen in 14 decisions on the same test images, so it",
+            ],
+        ),
+        (52, 1, ["due to chance. The error budget is 0.05 for all decisions on them; 1 decision is left."]),
+        (53, 0, ["and none is left: use other test images, promote by hand, or raise alpha_budget."]),
+    ],
+)
+def test_what_many_decisions_on_the_same_images_mean(
+    store: Store, dataset: Dataset, looks: int, left: int | None, words: list[str]
+) -> None:
+    run = a_run(store, dataset)
+    assert run.decision
+    limits = {"alpha": 0.05, "alpha_budget": 0.05}
+    decision = dataclasses.replace(run.decision, policy="better", limits=limits, looks=looks, budget_left=left)
+    shown = dataclasses.replace(run, decision=decision)
+    page, text = both(store, dataset, shown)
+    for phrase in words:
+        assert phrase in page.words()
+        assert phrase in text.replace("\\", "")
+    worth = compose(Registry(store, dataset.name), dataset, shown).values["decision"]["champion_now"]
+    assert (worth["decisions"], bool(worth["sentence"])) == (looks, looks > 1)
+    assert (worth["adjusted_low"] < worth["low"]) == (worth["adjusted_high"] > worth["high"]) == (looks > 1)
+
+
+@pytest.mark.parametrize(
     ("classes", "shape", "rows"),
     [
         (2, (8, 8), (4, 3)),
