@@ -301,7 +301,7 @@ def test_each_row_is_in_the_slice_of_its_class_measure_and_column(world: Callabl
     expected = {f"class bar {n}": (n == LABELS) for n in range(3)} | {f"column 1 = {n}": (n == GROUP) for n in GROUP}
     for by, values in numbers.items():
         place = np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)
-        expected |= {f"{by} part {n + 1} of 3": place == n for n in range(3)}
+        expected |= {f"{by} quantile {n + 1} of 3": place == n for n in range(3)}
     assert found.keys() == expected.keys()
     for name, rows in expected.items():
         one = found[name]
@@ -320,7 +320,7 @@ def test_a_column_of_many_values_is_divided_by_quantile():
     assert few
     assert many
     assert few.names[:2] == ("column 1 = -4", "column 1 = -3")
-    assert many.names == ("column 1 part 1 of 2", "column 1 part 2 of 2")
+    assert many.names == ("column 1 quantile 1 of 2", "column 1 quantile 2 of 2")
     assert few.places(np.array([-4.0, -5.0, 59.0])).tolist() == [0, -1, 63]
     assert many.places(np.array([-5.0, 27.0, 28.0, np.nan])).tolist() == [0, 0, 1, -1]
 
