@@ -228,7 +228,7 @@ def test_the_worst_slice_after_correction_decides():
     assert rule
     assert dataclasses.astuple(rule) == (
         "no slice is worse than champion v6 on the same rows",
-        "corrected p above 0.05 on any of 2 slices (McNemar's exact test, one-sided; Holm)",
+        "corrected p above 0.05 on each of 2 slices (McNemar's exact test, one-sided; Holm)",
         "class bar 0: only the candidate 0 right, only the champion 6, corrected p 0.048",
         False,
     )
@@ -249,7 +249,7 @@ def test_better_as_a_whole_and_worse_on_a_slice_keeps_the_champion(
     assert decision.outcome == outcome
     rule = rule_of(decision, "no slice is worse than champion v1")
     assert rule.passed == (outcome == "promoted")
-    assert rule.limit.startswith("corrected p above 0.05 on any of 7 slices")
+    assert rule.limit.startswith("corrected p above 0.05 on each of 7 slices")
     if lost:
         assert rule.observed == "column 1 = 30: only the candidate 0 right, only the champion 9, corrected p 0.014"
         assert decision.sentence.endswith(f"; worse than the champion on a slice, {rule.observed}")
