@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.manifest import Gate
-from tasks.gate import criteria, looks
+from tasks.gate import criteria, holm, looks
 
 Test = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes the rows that only the candidate, and only the champion, gets right; says whether it promotes."""
@@ -57,6 +57,9 @@ SPENDING: dict[str, Alphas] = {
     "6/(π² k²)": lambda look: BUDGET * 6 / (np.pi * look) ** 2,
 }
 """Ways to spend the budget."""
+CUTS, LOSSES = (1, 3, 6), (0.01, 0.02, 0.03, 0.04, 0.05)
+_OF_CUT = 10
+"""Slices that each way to divide the test rows has."""
 
 
 def naive(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -216,6 +219,8 @@ def main() -> None:
     _luck(np.random.RandomState(asked.seed), asked.years)
     _late_power(np.random.RandomState(asked.seed), asked.years)
     _spending(np.random.RandomState(asked.seed), asked.years // 5)
+    # By itself, so that what comes before does not change its numbers.
+    _slices(np.random.RandomState(asked.seed), asked.pairs)
 
 
 def _equally_good(random: np.random.RandomState, number: int) -> None:
@@ -305,6 +310,60 @@ def _spending(random: np.random.RandomState, years: int) -> None:
         f"It is promoted if {better}",
     ]
     _table(f"A budget of {BUDGET} for {LOOKS} decisions, 10,000 test rows, {years:,} years", head, rows)
+
+
+def slices(random: np.random.RandomState, number: int, cuts: int, loss: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows that one of two models gets right, on 10 slices of each of `cuts` ways to divide the test rows.
+
+    The ways are independent of each other, and so is each of the slices that a row is in; slices of different ways have
+    rows in common.
+
+    Args:
+        random: where chance comes from.
+        number: how many pairs of models.
+        cuts: in how many ways 10,000 rows are divided into slices of about 1,000.
+        loss: how much smaller the candidate's chance of a right answer is on the first slice of the first way.
+
+    Returns:
+        Rows that only the candidate, and only the champion, gets right: integers of shape (number, 10 * cuts).
+    """
+    bad, rest = 10_000 // _OF_CUT, 10_000 - 10_000 // _OF_CUT
+    lost = pairs(random, (number, bad), TYPICAL[10_000] + loss, -loss)[:, 1:3]
+    others = pairs(random, (number, rest), TYPICAL[10_000])[:, 1:3]
+    even, of_first = np.full(_OF_CUT, 1 / _OF_CUT), np.full(_OF_CUT - 1, 1 / (_OF_CUT - 1))
+    counts = np.empty((2, number, _OF_CUT * cuts), np.int64)
+    for pair in range(number):
+        for which in range(2):
+            total = int(lost[pair, which] + others[pair, which])
+            first = [[int(lost[pair, which])], random.multinomial(int(others[pair, which]), of_first)]
+            counts[which, pair] = np.concatenate([*first, *(random.multinomial(total, even) for _ in range(cuts - 1))])
+    return counts[0], counts[1]
+
+
+def refused(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for which pairs of `slices` one is worse, without a correction and with it, bool of shape (number,)."""
+    p = criteria.exact_p(theirs, ours)
+    corrected = np.array([holm.corrected(of_pair) for of_pair in p])
+    return (p <= ALPHA).any(axis=1), (corrected <= ALPHA).any(axis=1)
+
+
+def _slices(random: np.random.RandomState, number: int) -> None:
+    rows = []
+    for cuts in CUTS:
+        rates = [f"{found.mean():.1%}" for found in refused(*slices(random, number, cuts))]
+        rows.append([f"{_OF_CUT * cuts}", *rates])
+    head = ["Slices of 1,000 rows", "Each at 0.05", "Corrected (Holm)"]
+    _table(
+        f"Kept from promotion by a slice, of {number:,} pairs of equally good models with 10,000 test rows", head, rows
+    )
+    rows = []
+    for loss in LOSSES:
+        rates = [f"{refused(*slices(random, number, cuts, loss))[1].mean():.1%}" for cuts in CUTS]
+        rows.append([f"{100 * loss:.1f} points", *rates])
+    head = ["Loss on one slice of 1,000 rows", *(f"{_OF_CUT * cuts} slices" for cuts in CUTS)]
+    _table(
+        f"Kept from promotion by a slice (corrected), of {number:,} pairs whose candidate is worse on one", head, rows
+    )
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -782,7 +782,7 @@ class SliceScore:
     """How the candidate and the champion do on one slice of the test split. Made by `tasks.gate.slices`."""
 
     name: str
-    """Such as `class 8`, `ink part 1 of 4` or `column 2 = 13`."""
+    """Such as `class 8`, `ink quantile 1 of 4` or `column 2 = 13`."""
     by: str
     """By what it was cut, as `[slices] by` of the manifest has it."""
     lowest: float

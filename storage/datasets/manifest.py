@@ -287,8 +287,8 @@ class Slices(_Table):
     )
     floors: Annotated[Mapping[str, Any], AfterValidator(_shares)] = Field(
         default_factory=dict,
-        description="Smallest accuracy on single slices, by name, instead of `accuracy`: `class 8`, `ink part 1 of 4` "
-        "(the least ink), `column 2 = 13`.",
+        description="Smallest accuracy on single slices, by name, instead of `accuracy`: `class 8`, `ink quantile 1 "
+        "of 4` (the least ink), `column 2 = 13`.",
         json_schema_extra=_expects(
             "a table of numbers from 0 to 1, by the name of a slice",
             additionalProperties={"type": "number", "minimum": 0, "maximum": 1},
@@ -305,7 +305,7 @@ class Slices(_Table):
             if by == "class":
                 names = {f"class {known}" for known in classes}
             else:
-                names = {f"{by} part {number} of {self.quantiles}" for number in range(1, self.quantiles + 1)}
+                names = {f"{by} quantile {number} of {self.quantiles}" for number in range(1, self.quantiles + 1)}
             if name in names or (COLUMN.fullmatch(by) and re.fullmatch(f"{by} = (0|-?[1-9][0-9]{{0,9}})", name)):
                 return True
         return False
@@ -781,7 +781,7 @@ class Manifest(BaseModel):
         by = next(iter(self.slices.by), "class")
         if by == "class":
             return f'"class {self.classes[0]}"'
-        return f'"{by} = 3"' if COLUMN.fullmatch(by) else f'"{by} part 1 of {self.slices.quantiles}"'
+        return f'"{by} = 3"' if COLUMN.fullmatch(by) else f'"{by} quantile 1 of {self.slices.quantiles}"'
 
     @model_validator(mode="after")
     def _days_need_dates(self) -> Manifest:

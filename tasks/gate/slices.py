@@ -77,7 +77,7 @@ def worse_rule(settings: Slices, found: Sequence[SliceScore], champion: str) -> 
         return None
     corrected, _, name, worst = min(tested)
     number = len(tested)
-    slices = "1 slice" if number == 1 else f"any of {number:,} slices"
+    slices = "1 slice" if number == 1 else f"each of {number:,} slices"
     limit = f"corrected p above {settings.alpha:.6g} on {slices} (McNemar's exact test, one-sided; Holm)"
     observed = (
         f"{name}: only the candidate {worst.only_candidate:,} right, only the champion {worst.only_champion:,}, "

@@ -1,11 +1,11 @@
-"""The decision: the rules applied, and the paired test against the champion on the same test images."""
+"""The decision: the rules applied, and the paired test against the champion on the same test images and on slices."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from storage.records import Decision, Paired, RunRecord, to_json
+from storage.records import Decision, Paired, RunRecord, SliceScore, to_json
 from tasks.gate import looks
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import counted, sentence
@@ -23,6 +23,8 @@ def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "reason": sentence(record.sentence),
         # Sorted as in the ledger, so that a rebuilt report is byte for byte the same.
         "limits": dict(sorted(record.limits.items())),
+        "slices": [_slice(score, record) for score in record.slices],
+        "slices_sentence": _slices(record),
         "champion_accuracy": score.accuracy if score else None,
         "comparison": _comparison(record.paired) if record.paired else "",
         "looks_sentence": _looks(record),
@@ -50,6 +52,33 @@ def _comparison(paired: Paired) -> str:
         f"this much in favour of this model would have probability {paired.p_better:.2g} (McNemar's exact test, "
         f"one-sided). The p-value of any difference is {paired.p_value:.2g} (mid-p, two-sided)."
     )
+
+
+def _slice(score: SliceScore, record: Decision) -> dict[str, Any]:
+    """Return the score on a slice, and whether what is asked there was met; a slice that is not judged meets all."""
+    accuracy, champion = score.right / score.rows, score.champion_right
+    is_worse = score.corrected is not None and score.corrected <= record.slicing["alpha"]
+    return {
+        **to_json(score),
+        "accuracy": accuracy,
+        "champion_accuracy": None if champion is None else champion / score.rows,
+        "met": not score.judged or (accuracy >= score.floor and not is_worse),
+    }
+
+
+def _slices(record: Decision) -> str:
+    """Return what was judged on slices; empty without slices."""
+    if not record.slices:
+        return ""
+    judged, settings = sum(score.judged for score in record.slices), record.slicing
+    text = f"{counted(judged, 'slice')} of at least {counted(settings['min_rows'], 'image')} were judged"
+    text += f", out of {len(record.slices):,}." if judged < len(record.slices) else "."
+    if any(score.corrected is not None for score in record.slices):
+        text += (
+            f" A slice is worse than the champion's if its corrected p is at most {settings['alpha']:.4g} (McNemar's "
+            "exact test, one-sided, with Holm's correction for the number of slices)."
+        )
+    return text
 
 
 def _looks(record: Decision) -> str:

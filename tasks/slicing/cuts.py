@@ -61,7 +61,7 @@ def by_quantile(by: str, values: Column, parts: int) -> Cut | None:
     shares = [last * number % parts / parts for number in range(1, parts)]
     pairs = zip(ranked[::2], ranked[1::2], shares, strict=True)
     limits = tuple(float(np.quantile([low, high], share)) for low, high, share in pairs)
-    return Cut(by, tuple(part_name(by, number, parts) for number in range(1, parts + 1)), limits, by_quantile=True)
+    return Cut(by, tuple(quantile_name(by, number, parts) for number in range(1, parts + 1)), limits, by_quantile=True)
 
 
 def by_value(by: str, values: Column, parts: int) -> Cut | None:
@@ -81,9 +81,9 @@ def by_value(by: str, values: Column, parts: int) -> Cut | None:
     return Cut(by, tuple(f"{by} = {value:.0f}" for value in known), known)
 
 
-def part_name(by: str, number: int, parts: int) -> str:
+def quantile_name(by: str, number: int, parts: int) -> str:
     """Return the name of a slice by quantile: its number, counted from 1 for the lowest."""
-    return f"{by} part {number} of {parts}"
+    return f"{by} quantile {number} of {parts}"
 
 
 class Tally:

@@ -195,7 +195,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 KEYS = ["title", "source", "mirrors", "rows", "label_column", "labels", "label_base", "transpose", "ink", "embedded"]
 KEYS += ["licence", "homepage", "citation"]
-TABLES = ["archives", "training", "limits", "floors", "gate"]
+TABLES = ["archives", "training", "limits", "floors", "gate", "slices"]
 
 
 @given(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows import datasets, retrain, run
@@ -27,6 +28,7 @@ from tests.conftest import TinyFactory
 from tests.support.memory_objects import MemoryObjects, cloud_store
 from tests.support.runs import QUICK, run_without_prefect, whole_run
 
+SIZES = (("train", 120), ("test", 30))
 HEAVY = {"tensorflow", "keras", "great_expectations", "pandas", "sklearn", "scipy", "matplotlib"}
 
 # The flow in a process of its own; says which libraries it loaded, which files it opened, how each step ended, which
@@ -145,8 +147,10 @@ def test_the_source_of_the_steps_is_read_ahead(store: Store, tiny: TinyFactory):
 def test_the_unchanged_run_of_another_person_fetches_no_file(
     tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In object storage, requests count: at most three that read an object for each step."""
-    manifest, objects = str(tiny().manifest), MemoryObjects()
+    """In object storage, requests count: at most three that read an object for each step, also with slices."""
+    sliced = 'label_column = 0\n[slices]\nby = ["class", "ink", "column 1"]\nmin_rows = 5\naccuracy = 0.01\n'
+    columns = {f"{split}-labels": np.stack([np.arange(rows) % 3] * 2, axis=1).astype(np.int32) for split, rows in SIZES}
+    manifest, objects = str(tiny(manifest=sliced, arrays=columns).manifest), MemoryObjects()
 
     def run_of(person: str, **training: Any) -> dict[str, Any]:
         # What others have fetched is not in the cache of this one.

@@ -18,7 +18,10 @@ WORDS = tuple(
             f"{name} = "
             for name in ("name", "classes", "image_shape", "source", "mirrors", "file", "sha256", "bytes", "labels")
         ),
-        *(f"\n[{name}]\n" for name in ("archives.train-images", "rows", "training", "limits", "floors", "gate")),
+        *(
+            f"\n[{name}]\n"
+            for name in ("archives.train-images", "rows", "training", "limits", "floors", "gate", "slices")
+        ),
         *('"https://[', "'", '"""', "[[", "{", "nan", "inf", "-1", "0x", "1e999", "..", "~", "\\u0000", "1979-05-27"),
     )
 )
@@ -34,6 +37,7 @@ def seeds() -> Iterator[bytes]:
     yield small + b'label_base = 1\ntranspose = true\nink = "dark"\n'
     yield small + b'[archives.train-images]\nfile = "x.gz"\nbytes = 9\n[rows]\ntrain = 100\n[training]\nepochs = 5\n'
     yield small + b'[limits]\nmax_leaked = 0.5\n[floors]\naccuracy = 0.9\n[gate]\npolicy = "ask"\nalpha = 0.01\n'
+    yield small + b'[slices]\nby = ["class", "ink"]\nquantiles = 3\n[slices.floors]\n"class a" = 0.9\n'
 
 
 def check(data: bytes) -> None:

@@ -54,7 +54,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("story")
     store = Store(folder / "store")
     store.prepare()
-    manifest = write_tiny(folder, test=90, manifest="[floors]\naccuracy = 0.0\nclass_recall = 0.0\n").manifest
+    sliced = '[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[slices]\nby = ["class", "slant"]\nmin_rows = 25\n'
+    manifest = write_tiny(folder, test=90, manifest=f"{sliced}alpha = 0.001\n").manifest
     runs = {
         "first": carried_out(store, manifest, epochs=1, learning_rate=1e-6),
         "promoted": carried_out(store, manifest),

@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 
 from storage.datasets import catalog
-from storage.datasets.manifest import Floors, Gate
+from storage.datasets.manifest import Floors, Gate, Slices
 from storage.datasets.training import training_config
 
 GOOD = 'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
@@ -123,6 +123,15 @@ def test_a_gate_of_ones_own(tmp_path: Path):
     assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == Gate("ask")
     budget = "[gate]\nalpha_budget = 0.1\nbudget_decisions = 26\nborderline = 4\n"
     assert read(tmp_path, GOOD + budget).gate == Gate(borderline=4, alpha_budget=0.1, budget_decisions=26)
+
+
+def test_slices_of_ones_own(tmp_path: Path):
+    assert read(tmp_path, GOOD).slices == Slices()
+    text = '[slices]\nby = ["class", "ink", "column 2"]\nalpha = 0.1\n'
+    floors = '[slices.floors]\n"class a" = 0.9\n"column 2 = -7" = 1\n'
+    slices = read(tmp_path, f"label_column = 1\n{GOOD}{text}{floors}").slices
+    assert slices == Slices(("class", "ink", "column 2"), alpha=0.1, floors={"class a": 0.9, "column 2 = -7": 1})
+    assert [slices.floor(name) for name in ("class a", "class b")] == [0.9, 0]
 
 
 def test_a_whole_number_stays_one_and_a_fraction_too(tmp_path: Path):

@@ -33,6 +33,11 @@ BEYOND_A_SCHEMA = {
     "more than can be a manifest",
     "a mirror that is a number",
     "a hexadecimal number of 5,000 digits",
+    "slices by a column of labels that have one",
+    "a floor of no class",
+    "a floor of what slices are not by",
+    "a floor of a fifth quarter",
+    "a floor of a column that is no number",
 }
 """What only idxflow refuses: it depends on several keys or on the machine, or JSON has no word for it."""
 

@@ -105,6 +105,45 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     ),
     "half a decision": (GOOD + "[gate]\nbudget_decisions = 0.5", "gate.budget_decisions to be an integer from 1"),
     "a border without width": (GOOD + "[gate]\nborderline = 1", "gate.borderline to be a number above 1"),
+    "slices by what is not known": (
+        GOOD + '[slices]\nby = ["size"]',
+        "slices.by to be a list of different words from class, ink, contrast, roughness, slant, column N; found ['s",
+    ),
+    "slices by a class twice": (
+        GOOD + '[slices]\nby = ["class", "class"]',
+        "slices.by to be a list of different words",
+    ),
+    "slices by a column of labels that have one": (
+        GOOD + '[slices]\nby = ["column 2"]',
+        "expected label_column, because slices.by names column 2 of the label files; found none, so they have one",
+    ),
+    "one quantile": (GOOD + "[slices]\nquantiles = 1", "slices.quantiles to be an integer from 2 to 20; found 1"),
+    "a floor of no class": (
+        GOOD + '[slices]\nby = ["class"]\n[slices.floors]\n"class c" = 0.5',
+        "expected slices.floors to name slices that slices.by makes, such as \"class a\"; found 'class c'; correct the",
+    ),
+    "a floor of what slices are not by": (
+        GOOD + '[slices]\nby = ["ink"]\n[slices.floors]\n"class a" = 0.5',
+        "such as \"ink quantile 1 of 4\"; found 'class a'",
+    ),
+    "a floor of a fifth quarter": (
+        GOOD + '[slices]\nby = ["ink"]\n[slices.floors]\n"ink quantile 5 of 4" = 0.5',
+        "found 'ink quantile 5 of 4'",
+    ),
+    "a floor of a column that is no number": (
+        "label_column = 0\n" + GOOD + '[slices]\nby = ["column 1"]\n[slices.floors]\n"column 1 = x" = 0.5',
+        "such as \"column 1 = 3\"; found 'column 1 = x'",
+    ),
+    "a floor in points": (
+        GOOD + '[slices]\nby = ["class"]\n[slices.floors]\n"class a" = 90',
+        "slices.floors to be a table of numbers from 0 to 1, by the name of a slice; found {'class a': 90}; correct it",
+    ),
+    "a floor of truth": (
+        GOOD + '[slices]\nby = ["class"]\n[slices.floors]\n"class a" = true',
+        "slices.floors to be a table of numbers from 0 to 1",
+    ),
+    "floors that are a number": (GOOD + "[slices]\nfloors = 0.5", "slices.floors to be a table of numbers from 0 to 1"),
+    "an unknown key of the slices": (GOOD + "[slices]\nbeta = 0.1", "found slices.beta"),
     "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
     "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
     "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),

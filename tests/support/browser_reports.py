@@ -10,6 +10,7 @@ import numpy as np
 
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Slices
 from storage.datasets.training import training_config
 from storage.formats import parquet
 from storage.ledger import Ledger
@@ -23,6 +24,7 @@ from storage.records import (
     FolderEntry,
     Rule,
     RunRecord,
+    SliceScore,
     Split,
     Step,
     TrainedModel,
@@ -31,10 +33,25 @@ from storage.records import (
 )
 from storage.registry import Registry
 from storage.store import Store
-from tasks.gate import criteria
+from tasks.gate import criteria, slices
+from tasks.slicing import cuts, measures
 from tasks.sources.embedded import digits
 from tests.support.reports import scored, written
 from tests.support.stores import promote
+
+SLICING = {"alpha": 0.05, "min_rows": 30}
+
+
+def of_slices(dataset: Dataset, test: Split, evaluation: Evaluation, champion: Evaluation) -> tuple[SliceScore, ...]:
+    """Return the scores on slices by class and by ink."""
+    labels, ink = parquet.labels(test.file), measures.measured("ink", parquet.blocks(test.file))
+    kinds = slices.kinds(labels, answers(evaluation), answers(champion))
+    by_ink = cuts.by_quantile("ink", ink, 4)
+    assert by_ink
+    tallies = [cuts.Tally(cut, slices.KINDS) for cut in (cuts.by_class(dataset.classes), by_ink)]
+    for tally, numbers in zip(tallies, (labels, ink.between(0, ink.rows)), strict=True):
+        tally.add(numbers, kinds)
+    return slices.scores(Slices(by=("class", "ink"), accuracy=0.8), tallies, True)
 
 
 def real_digits(store: Store, dataset: Dataset) -> RunRecord:
@@ -104,6 +121,7 @@ def assembled(
     paired = criteria.paired(parquet.labels(test.file), answers(evaluation), answers(champion))
     sentence = f"kept champion v3: candidate v4, net {paired.net:+} of {paired.rows} test rows"
     decision = Decision("kept", sentence, 4, 3, 3, (rule,), "better", {"alpha": 0.05}, paired, 12)
+    decision = dataclasses.replace(decision, slices=of_slices(dataset, test, evaluation, champion), slicing=SLICING)
     return RunRecord(
         "x",
         "digits",

@@ -228,7 +228,7 @@ def test_the_worst_slice_after_correction_decides():
     assert rule
     assert dataclasses.astuple(rule) == (
         "no slice is worse than champion v6 on the same rows",
-        "corrected p above 0.05 on any of 2 slices (McNemar's exact test, one-sided; Holm)",
+        "corrected p above 0.05 on each of 2 slices (McNemar's exact test, one-sided; Holm)",
         "class bar 0: only the candidate 0 right, only the champion 6, corrected p 0.048",
         False,
     )
@@ -249,7 +249,7 @@ def test_better_as_a_whole_and_worse_on_a_slice_keeps_the_champion(
     assert decision.outcome == outcome
     rule = rule_of(decision, "no slice is worse than champion v1")
     assert rule.passed == (outcome == "promoted")
-    assert rule.limit.startswith("corrected p above 0.05 on any of 7 slices")
+    assert rule.limit.startswith("corrected p above 0.05 on each of 7 slices")
     if lost:
         assert rule.observed == "column 1 = 30: only the candidate 0 right, only the champion 9, corrected p 0.014"
         assert decision.sentence.endswith(f"; worse than the champion on a slice, {rule.observed}")
@@ -301,7 +301,7 @@ def test_each_row_is_in_the_slice_of_its_class_measure_and_column(world: Callabl
     expected = {f"class bar {n}": (n == LABELS) for n in range(3)} | {f"column 1 = {n}": (n == GROUP) for n in GROUP}
     for by, values in numbers.items():
         place = np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)
-        expected |= {f"{by} part {n + 1} of 3": place == n for n in range(3)}
+        expected |= {f"{by} quantile {n + 1} of 3": place == n for n in range(3)}
     assert found.keys() == expected.keys()
     for name, rows in expected.items():
         one = found[name]
@@ -320,7 +320,7 @@ def test_a_column_of_many_values_is_divided_by_quantile():
     assert few
     assert many
     assert few.names[:2] == ("column 1 = -4", "column 1 = -3")
-    assert many.names == ("column 1 part 1 of 2", "column 1 part 2 of 2")
+    assert many.names == ("column 1 quantile 1 of 2", "column 1 quantile 2 of 2")
     assert few.places(np.array([-4.0, -5.0, 59.0])).tolist() == [0, -1, 63]
     assert many.places(np.array([-5.0, 27.0, 28.0, np.nan])).tolist() == [0, 0, 1, -1]
 
