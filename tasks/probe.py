@@ -14,12 +14,14 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.files import digest_of
+from storage.formats import behaviour_images
+from storage.formats.behaviour_images import Images
 from storage.records import Behaviour, Done, Evaluation, FolderEntry, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import augmentation, scaling
 from tasks.model.classifier import Classifier, libraries_of
-from tasks.probing import answers, changes, named_images, pictures
+from tasks.probing import answers, changes, named_images
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
@@ -83,7 +85,7 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     named, wrong = answers.named(classifier, named_images.read(dataset), dataset.image_shape)
     entry = FolderEntry(folder)
     result = Behaviour(entry, asked_digest, tested.images, test.image_shape, tested.tests, named)
-    pictures.write(result, pictures.Pictures(tested.before, tested.after, wrong))
+    behaviour_images.write(result, Images(tested.before, tested.after, wrong))
     return result
 
 
