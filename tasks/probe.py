@@ -80,7 +80,7 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     if settings is None:
         raise ValueError(f"expected tests in [behaviour] of {dataset.manifest}; found none")
     classifier = Classifier(model)
-    ways = list(changes.ways(settings, _background(model, test.image_shape)))
+    ways = list(changes.ways(settings, background(model, test.image_shape)))
     tested = answers.tested(classifier, settings, ways, test)
     named, wrong = answers.named(classifier, named_images.read(dataset), dataset.image_shape)
     entry = FolderEntry(folder)
@@ -89,7 +89,7 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     return result
 
 
-def _background(model: TrainedModel, image_shape: tuple[int, int]) -> int:
+def background(model: TrainedModel, image_shape: tuple[int, int]) -> int:
     """Return what fills the pixels that nothing is moved to, 0-255: the same as in augmentation."""
     statistics = scaling.read(model.normalization, image_shape[0] * image_shape[1])
     moved = augmentation.chosen(TrainingConfig(shift=1.0), image_shape, statistics, model.pixel_range)

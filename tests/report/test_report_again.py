@@ -174,6 +174,7 @@ def test_the_behaviour_is_pictured_and_its_rows_are_those_of_the_archive(story: 
     page = (story.store.entries("tiny", "publish") / story.runs["probed"].id / "report.html").read_text()
     section = page.partition('<section id="behaviour"')[2].partition("</section>")[0]
     assert section.count('role="img"') == 2 * 4 + 1
+    assert story.published("probed")["verdict"]["headline"] == "The model fails a test of its behaviour and was refused"
     assert story.published("set aside")["behaviour"] is None
 
 
