@@ -109,14 +109,14 @@ class SourceUnavailable(IdxflowError):
 
 
 class ModelRefused(IdxflowError):
-    """The trained model is below a floor of its data set; the champion stays."""
+    """The trained model is below a floor of its data set, or fails a test of its behaviour; the champion stays."""
 
     exit_code = 5
-    meaning = "model below a floor"
+    meaning = "model refused"
     headline = "the model is below a floor"
     advice = (
-        "Look at the training curves and the worst classes below; change the training parameters, or lower the "
-        "[floors] of the manifest if they are too strict."
+        "Look at the training curves and the worst classes below; change the training parameters, or relax "
+        "[floors] and [behaviour] of the manifest if they are too strict."
     )
     refuses = "model"
 

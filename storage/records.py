@@ -736,7 +736,7 @@ class Behaviour:
     @property
     def file(self) -> Path:
         """Pictures, uint8 of shape (n, height, width): `before` and `after` of the examples of all tests, in order, and
-        `named`, the first that are wrong, see `tasks.probing.pictures`."""
+        `named`, the first that are wrong, see `storage.formats.behaviour_images`."""
         return self.entry.path("examples.npz")
 
 

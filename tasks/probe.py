@@ -14,12 +14,14 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.files import digest_of
+from storage.formats import behaviour_images
+from storage.formats.behaviour_images import Images
 from storage.records import Behaviour, Done, Evaluation, FolderEntry, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import augmentation, scaling
 from tasks.model.classifier import Classifier, libraries_of
-from tasks.probing import answers, changes, named_images, pictures
+from tasks.probing import answers, changes, named_images
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
@@ -78,16 +80,16 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     if settings is None:
         raise ValueError(f"expected tests in [behaviour] of {dataset.manifest}; found none")
     classifier = Classifier(model)
-    ways = list(changes.ways(settings, _background(model, test.image_shape)))
+    ways = list(changes.ways(settings, background(model, test.image_shape)))
     tested = answers.tested(classifier, settings, ways, test)
     named, wrong = answers.named(classifier, named_images.read(dataset), dataset.image_shape)
     entry = FolderEntry(folder)
     result = Behaviour(entry, asked_digest, tested.images, test.image_shape, tested.tests, named)
-    pictures.write(result, pictures.Pictures(tested.before, tested.after, wrong))
+    behaviour_images.write(result, Images(tested.before, tested.after, wrong))
     return result
 
 
-def _background(model: TrainedModel, image_shape: tuple[int, int]) -> int:
+def background(model: TrainedModel, image_shape: tuple[int, int]) -> int:
     """Return what fills the pixels that nothing is moved to, 0-255: the same as in augmentation."""
     statistics = scaling.read(model.normalization, image_shape[0] * image_shape[1])
     moved = augmentation.chosen(TrainingConfig(shift=1.0), image_shape, statistics, model.pixel_range)

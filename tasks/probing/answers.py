@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.formats import split_rows
+from storage.formats.behaviour_images import MOST_WRONG
 from storage.records import BehaviourTest, ChangedAnswer, ChangedClass, NamedImage, Split, TestName, Variant
 from tasks.gate import wilson
 from tasks.model.classifier import Classifier, softmax
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 MOST_CLASSES = 3
 MOST_EXAMPLES = 4
 """Per test."""
-MOST_WRONG = 12
-"""Maximum number of named images with a picture."""
 _AT_ONCE = 256
 _PIXELS_AT_ONCE = 1 << 22
 """Bounds the memory for images that are turned, of which there are several copies as float64."""

@@ -18,6 +18,7 @@ from storage.records import RunRecord
 from storage.registry import Registry
 from tasks.report import rendering, sanitize
 from tasks.report.audit import audit
+from tasks.report.behaviour import behaviour
 from tasks.report.changes import changes
 from tasks.report.checks import checks
 from tasks.report.data import data
@@ -109,6 +110,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "training": training(run, evidence),
         "test": evaluation(run, evidence),
         "mistakes": mistakes(run, evidence),
+        "behaviour": behaviour(run),
         "decision": decision(run, evidence),
         "trend": trend(run, evidence),
         "timing": timing(run),

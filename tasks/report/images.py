@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.formats import split_rows
+from storage.formats import behaviour_images, split_rows
 from storage.records import RunRecord, Split
 from tasks.report import charts, figures
 from tasks.report.evidence import Evidence, readable
@@ -43,6 +43,7 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     of_audit = {split.name: _images(split, audited[split.name]) for split in run.decoded}
     checks = {index: _together(images.get(table), rows) for index, (table, rows) in offending.items()}
     shown = {name: _together(images.get("test"), rows) for name, rows in sheets.items()}
+    behaviour = readable(behaviour_images.read, run.behaviour if values["behaviour"] else None)
     return Pictures(
         quarantine=readable(_decoded, [picture for _, picture in evidence.set_aside]),
         examples=_together(images.get("train"), examples),
@@ -52,6 +53,9 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
         near_train=_together(of_audit.get("train"), near_train),
         mistakes=shown.pop("mistakes", None),
         disagreements={name: image for name, image in shown.items() if image is not None},
+        behaviour_before=behaviour.before if behaviour and len(behaviour.before) else None,
+        behaviour_after=behaviour.after if behaviour and len(behaviour.after) else None,
+        named=behaviour.named if behaviour and len(behaviour.named) else None,
         drift=_together(images.get("train"), drifted),
         checks={index: image for index, image in checks.items() if image is not None},
         charts={chart.name: figures.chart(chart) for chart in charts.charts(values)},

@@ -53,7 +53,7 @@ def numbered_as_archives(values: dict[str, Any], run: RunRecord) -> dict[str, An
     if past_runs.is_quarantine_lost(run):
         checks = values["checks"]
         without = checks and {**checks, "checks": [{**check, "rows": []} for check in checks["checks"]]}
-        return {**values, "checks": without, "mistakes": None, "drift": None}
+        return {**values, "checks": without, "mistakes": None, "behaviour": None, "drift": None}
     splits = {split.name: split for split in (run.train, run.test) if split and split.set_aside}
 
     def renumbered(table: str, rows: list[int]) -> list[int]:
@@ -66,9 +66,14 @@ def numbered_as_archives(values: dict[str, Any], run: RunRecord) -> dict[str, An
         checks = {**checks, "checks": rows}
     if mistakes:
         mistakes = {name: _numbered(part, lambda rows: renumbered("test", rows)) for name, part in mistakes.items()}
+    behaviour = values["behaviour"]
+    if behaviour:
+        tests = behaviour["tests"]
+        tests = [{**t, "examples": _numbered(t["examples"], lambda rows: renumbered("test", rows))} for t in tests]
+        behaviour = {**behaviour, "tests": tests}
     if drift:
         drift = {**drift, "most": _numbered(drift["most"], lambda rows: renumbered("train", rows))}
-    return {**values, "checks": checks, "mistakes": mistakes, "drift": drift}
+    return {**values, "checks": checks, "mistakes": mistakes, "behaviour": behaviour, "drift": drift}
 
 
 def _numbered(part: Any, renumbered: Callable[[list[int]], list[int]]) -> Any:

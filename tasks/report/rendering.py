@@ -44,6 +44,7 @@ _LISTS = (
     "training",
     "test",
     "mistakes",
+    "behaviour",
     "decision",
     "trend",
     "timing",
@@ -72,6 +73,11 @@ class Pictures:
     """Images of `mistakes.shown`, in order."""
     disagreements: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Images of `shown` in `mistakes.lost`, `mistakes.gained` and `mistakes.otherwise_wrong`, by `lost` and so on."""
+    behaviour_before: np.ndarray | None = None
+    behaviour_after: np.ndarray | None = None
+    """Images of the examples of all tests of `behaviour.tests`, in order: as they are, and changed."""
+    named: np.ndarray | None = None
+    """Images of `behaviour.wrong`, in order, at most 12."""
     drift: np.ndarray | None = None
     """Images of `drift.most`, in order."""
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
@@ -92,6 +98,9 @@ class Shown:
     near_train: Sheet | None
     mistakes: Sheet | None
     disagreements: Mapping[str, Sheet]
+    behaviour_before: Sheet | None
+    behaviour_after: Sheet | None
+    named: Sheet | None
     drift: Sheet | None
     checks: Mapping[int, Sheet]
     charts: Mapping[str, str]
@@ -276,6 +285,9 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
         sheet(pictures.near_train),
         sheet(pictures.mistakes),
         disagreements,
+        sheet(pictures.behaviour_before),
+        sheet(pictures.behaviour_after),
+        sheet(pictures.named),
         sheet(pictures.drift),
         checks,
         pictures.charts,

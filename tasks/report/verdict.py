@@ -6,9 +6,10 @@ from typing import Any
 
 from storage.errors import ModelRefused, error_class
 from storage.records import Evaluation, RunRecord
+from tasks.gate.behaviour import behaviour_rules
 from tasks.report.evaluation import leaked, unseen
 from tasks.report.evidence import Evidence
-from tasks.report.phrases import sentence
+from tasks.report.phrases import class_names, sentence
 
 _AGAIN = "Finished steps stay in the store; the next run reuses those whose inputs are the same."
 _UNTOUCHED = "This run did not change the champion."
@@ -35,7 +36,7 @@ def _outcome(run: RunRecord) -> dict[str, Any]:
             "promoted": f"Version {decision.version} is the new champion",
             "kept": f"The champion stays version {decision.champion}" if decision.champion else "No model is in use",
             "unchanged": "Nothing changed since the last decision",
-            "refused": "The model is below a floor and was refused",
+            "refused": f"The model {_fault(run)} and was refused",
         }
         return {
             "outcome": decision.outcome,
@@ -47,6 +48,13 @@ def _outcome(run: RunRecord) -> dict[str, Any]:
     text = f"The run ended before the decision. {_UNTOUCHED}"
     headline = "No decision was made"
     return {"outcome": "undecided", "headline": headline, "sentence": text, "advice": [], "failure": None}
+
+
+def _fault(run: RunRecord) -> str:
+    """Return why a model was refused."""
+    tests = {rule.name for rule in behaviour_rules(run.behaviour, class_names(run))}
+    broken = {rule.name for rule in run.decision.rules if not rule.passed} if run.decision else set()
+    return "fails a test of its behaviour" if broken and broken <= tests else "is below a floor"
 
 
 def _failure(run: RunRecord) -> dict[str, Any]:

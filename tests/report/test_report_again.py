@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flows.run import Request, prepare
 from storage.formats import arrays
@@ -72,12 +73,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     runs["leaked"] = carried_out(store, manifest, held_out="tail")
     write_tiny(folder, test=90, manifest=f"{manifest_text}{SET_ASIDE}", arrays=suspicious())
     runs["set aside"] = carried_out(store, manifest, audit=True)
+    folders = folder / "checked"
+    for row in (0, 1):
+        (folders / f"bar {row}").mkdir(parents=True)
+        Image.fromarray(leaked()["test-images"][0]).save(folders / f"bar {row}" / f"row-{row}.png")
+    write_tiny(folder, test=90, manifest=f"{manifest_text}{SET_ASIDE}{BEHAVIOUR}", arrays=suspicious())
+    runs["probed"] = carried_out(store, manifest, audit=True)
     yield Story(store, runs)
     shutil.rmtree(folder)
 
 
-RUNS = ("first", "promoted", "kept", "refused", "leaked", "set aside")
+RUNS = ("first", "promoted", "kept", "refused", "leaked", "set aside", "probed")
 SET_ASIDE = '[quarantine]\nchecks = ["suspect", "leaked"]\nmax_share = 0.1\n'
+BEHAVIOUR = '[behaviour]\nshift = { pixels = 1, changed = 0.5 }\nmust_be_right = "checked"\n'
 
 
 def leaked() -> dict[str, np.ndarray]:
@@ -143,12 +151,32 @@ def test_the_drift_is_said_where_the_training_data_is_new(story: Story) -> None:
     assert {name: drift["sentence"] for name, drift in drifts.items()} == {
         name: f"Within the limits: {rows} images like those that champion v2 was trained on, with none of 17 tests "
         "beyond its limit."
-        for name, rows in (("leaked", 120), ("set aside", 119))
+        for name, rows in (("leaked", 120), ("set aside", 119), ("probed", 119))
     }
     for name, drift in drifts.items():
         page = (story.store.entries("tiny", "publish") / story.runs[name].id / "report.html").read_text()
         section = page.partition('<section id="drift"')[2].partition("</section>")[0]
         assert section.count('role="img"') == len(drift["most"]) == 20
+
+
+def test_the_behaviour_is_pictured_and_its_rows_are_those_of_the_archive(story: Story) -> None:
+    behaviour = story.published("probed")["behaviour"]
+    assert behaviour["sentence"] == (
+        "Too many answers change with a shift of 1 pixel. 1 of 2 images that must be right are right."
+    )
+    (test,), (wrong,) = behaviour["tests"], behaviour["wrong"]
+    assert (test["worst"] in ("up", "down"), test["passed"]) == (True, False)
+    assert wrong["file"] == "checked/bar 1/row-1.png"
+    rows = [example["row"] for example in test["examples"]]
+    record = story.runs["probed"].behaviour
+    assert record
+    # The leaked test image of row 3 was set aside.
+    assert rows == [row + (row >= 3) for row in (example.row for example in record.tests[0].examples)]
+    page = (story.store.entries("tiny", "publish") / story.runs["probed"].id / "report.html").read_text()
+    section = page.partition('<section id="behaviour"')[2].partition("</section>")[0]
+    assert section.count('role="img"') == 2 * 4 + 1
+    assert story.published("probed")["verdict"]["headline"] == "The model fails a test of its behaviour and was refused"
+    assert story.published("set aside")["behaviour"] is None
 
 
 def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
@@ -160,6 +188,7 @@ def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
         "kept": "kept",
         "refused": "refused",
         "leaked": "kept",
+        "probed": "refused",
     }
 
 

@@ -150,13 +150,13 @@ CLOSURES = {
     "probe": FORMATS
     | MODEL
     | {
+        "storage.formats.behaviour_images",
         "storage.formats.idx",
         "tasks.gate.wilson",
         "tasks.model.augmentation",
         "tasks.probing.answers",
         "tasks.probing.changes",
         "tasks.probing.named_images",
-        "tasks.probing.pictures",
         "tasks.serving.image_files",
         "tasks.serving.picture",
     },

@@ -22,6 +22,7 @@ BEYOND_A_SCHEMA = {
     "a mirror of an archive over two lines",
     "a mirror without digests",
     "archives of a ZIP file without digests",
+    "tests of behaviour without a test",
     "patience for nothing",
     "momentum without effect",
     "one label too few",

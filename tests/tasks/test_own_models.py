@@ -199,7 +199,8 @@ def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Dataset, dict[str, Any], str]:
     """A store with the champion of a run whose source is gone since; its outcome, and the digest of the source."""
     folder = tmp_path_factory.mktemp("ran")
-    store, dataset = Store(folder / "store"), with_model(write_tiny(folder, manifest=MANIFEST))
+    tests = "[behaviour]\nbrightness = { percent = 5, changed = 1.0 }\n"
+    store, dataset = Store(folder / "store"), with_model(write_tiny(folder, manifest=MANIFEST + tests))
     store.prepare()
     digest = source_of("my_models:build", dataset.manifest).digest
     outcome = ran_again(dataset, store)
@@ -220,7 +221,9 @@ def test_a_run_gates_it_and_the_report_says_what_it_is(ran: tuple[Store, Dataset
     assert outcome["state"] == "promoted"
     assert "of my_models:build" in outcome["steps"]["train"]["summary"]
     (report,) = store.entries("tiny", "publish").glob("*/report.json")
-    section = json.loads(report.read_text())["training"]
+    values = json.loads(report.read_text())
+    assert values["behaviour"]["images"] == 30
+    section = values["training"]
     assert section["architecture"].startswith("my_models:build: Conv2D 3, BatchNormalization, ")
     assert section["architecture"] in report.with_name("report.html").read_text()
     assert section["own"]["source"] == digest

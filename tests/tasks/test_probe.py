@@ -12,6 +12,7 @@ from PIL import Image
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, FormatError
+from storage.formats import behaviour_images
 from storage.records import BehaviourTest, Variant, from_json, to_json
 from storage.registry import Registry
 from storage.store import Store
@@ -20,7 +21,7 @@ from tasks.gate.behaviour import behaviour_rules
 from tasks.gate.judging import Candidate, judge
 from tasks.model.classifier import Classifier
 from tasks.probe import probe
-from tasks.probing import answers, changes, named_images, pictures
+from tasks.probing import answers, changes, named_images
 from tests.conftest import TinyFactory, bars, write_tiny
 from tests.support import models
 from tests.support.runs import carried_out, run_without_prefect
@@ -95,7 +96,7 @@ def test_the_answers_to_changed_images_are_counted(trained: Trained):
     assert shift.examples[0].variant == shift.worst.name
     assert (noise.passed, noise.worst.changed) == (True, 0)
     assert f"of 30 answers, shift changes {shift.worst.share:.2%}, noise 0.00%" in done.step.summary
-    shown = pictures.read(done.record)
+    shown = behaviour_images.read(done.record)
     assert len(shown.before) == len(shown.after) == len(shift.examples) == answers.MOST_EXAMPLES
     assert np.array_equal(shown.before[0], images[shift.examples[0].row])
     assert shown.named.shape == (0, 9, 7)
@@ -129,7 +130,7 @@ def test_named_images_are_read_like_those_that_are_predicted(trained: Trained):
     assert not second.step.reused
     (wrong,) = second.record.wrong
     assert (wrong.file, wrong.label, wrong.predicted) == ("checked/bar 0/odd.png", 0, 1)
-    assert np.array_equal(pictures.read(second.record).named, BARS["test-images"][1:2])
+    assert np.array_equal(behaviour_images.read(second.record).named, BARS["test-images"][1:2])
     (rule,) = behaviour_rules(second.record, trained.dataset.classes)
     assert (rule.name, rule.limit, rule.observed, rule.passed) == (
         "number of named images that are right",
@@ -175,7 +176,7 @@ def test_a_split_in_parts_gives_the_same(store: Store, trained: Trained):
     evaluation = evaluate.fn(store, trained.dataset, trained.model, parts).record
     done = probe.fn(store, trained.dataset, trained.model, parts, evaluation)
     assert (done.record.tests, done.record.images) == (whole.tests, whole.images)
-    assert np.array_equal(pictures.read(done.record).after, pictures.read(whole).after)
+    assert np.array_equal(behaviour_images.read(done.record).after, behaviour_images.read(whole).after)
 
 
 def test_the_rows_are_spaced_over_the_split():

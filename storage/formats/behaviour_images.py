@@ -1,4 +1,4 @@
-"""The pictures in an entry of `probe`: examples of changed images, and named images that a model gets wrong."""
+"""Images in an entry of `probe`: examples of changed images, and named images that a model gets wrong."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 
 from storage.formats import arrays
 from storage.records import Behaviour
-from tasks.probing.answers import MOST_WRONG
+
+MOST_WRONG = 12
+"""The most named images with a picture."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Images, uint8 of shape (n, height, width)."""
 
     before: np.ndarray
@@ -23,14 +25,14 @@ class Pictures:
     """The first named images that are wrong, in order."""
 
 
-def write(record: Behaviour, pictures: Pictures) -> None:
-    """Write the pictures into the entry of a record in the making."""
+def write(record: Behaviour, images: Images) -> None:
+    """Write the images into the entry of a record in the making."""
     record.file.unlink(missing_ok=True)
-    arrays.write(record.file, vars(pictures))
+    arrays.write(record.file, vars(images))
 
 
-def read(record: Behaviour) -> Pictures:
-    """Return the pictures of a record.
+def read(record: Behaviour) -> Images:
+    """Return the images of a record.
 
     Raises:
         DamagedEntry: the file does not hold them.
@@ -38,4 +40,4 @@ def read(record: Behaviour) -> Pictures:
     examples = sum(len(test.examples) for test in record.tests)
     counts = {"before": examples, "after": examples, "named": min(MOST_WRONG, len(record.wrong))}
     shapes = {name: (np.uint8, (count, *record.image_shape)) for name, count in counts.items()}
-    return Pictures(**arrays.read(record.file, shapes))
+    return Images(**arrays.read(record.file, shapes))
