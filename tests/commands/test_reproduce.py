@@ -448,34 +448,6 @@ def test_a_run_that_ended_early_is_compared_as_far_as_it_got(world: World, idxfl
     assert idxflow("tiny", refused["run"], *words[2:])[0] == 0
 
 
-@pytest.mark.remedies("flows.reproducing.again:_check_own_source")
-def test_a_model_of_ones_own_needs_the_same_source(idxflow: Call, tmp_path: Path):
-    manifest = write_tiny(tmp_path, manifest=f'{MANIFEST}[training]\nmodel = "my_models:build"\n').manifest
-    source = tmp_path / "my_models.py"
-    source.write_text(
-        "import keras\n\n\ndef build(shape, classes):\n    return keras.Sequential([keras.Input(shape), "
-        "keras.layers.Flatten(), keras.layers.Dense(classes, activation='softmax')])\n"
-    )
-    store = Store(tmp_path / "store")
-    request = Request(dataset_file=str(manifest), store=str(store.root), training={"epochs": 1})
-    state = retrain.carry_out(request, pipeline.to_candidate, caller=pipeline.Directly())
-    assert state.data.to_json()["error"] is None
-    words = ("tiny", "latest", "--store", str(store.root), "--dataset-file", str(manifest))
-    text = source.read_text()
-    source.write_text(text.replace("softmax", "relu"))
-    code, _, err = idxflow(*words)
-    assert code == 2
-    assert f"{source}: expected the source of my_models:build that run " in err
-    assert "so it was changed, or a file that it imports; put that back, or name the manifest" in err
-    source.unlink()
-    code, _, err = idxflow(*words)
-    assert code == 2
-    assert f"expected the file my_models.py in {tmp_path} or on Python's path" in err
-    source.write_text(text)
-    code, out, _ = idxflow(*words)
-    assert code == 0, out
-
-
 def test_stores_of_earlier_formats_say_what_they_did_not_record(idxflow: Call, tmp_path: Path):
     store = unpacked(2, tmp_path)
     code, out, _ = idxflow("tiny", "v2", "--store", str(store.root))
