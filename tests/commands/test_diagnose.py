@@ -177,12 +177,12 @@ def test_a_run_whose_results_are_gone_is_named_with_what_to_do(world: World, tmp
     assert trainings.diagnosed(DatasetInStore.open("tiny", str(root)), None).is_judged
 
 
-@pytest.mark.remedies("flows.trainings:_dataset")
+@pytest.mark.remedies("flows.trainings:dataset_of")
 def test_classes_that_no_ledger_has_are_asked_of_a_later_run(world: World) -> None:
     good = world.runs["good"]
     with pytest.raises(ConfigError, match="expected the classes of tiny in the ledger"):
-        trainings._dataset(dataclasses.replace(good, facts=None))
-    assert trainings._dataset(good).classes == ("bar 0", "bar 1", "bar 2")
+        trainings.dataset_of(dataclasses.replace(good, facts=None))
+    assert trainings.dataset_of(good).classes == ("bar 0", "bar 1", "bar 2")
 
 
 EQUAL = (0.5, 0.5)

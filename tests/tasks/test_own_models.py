@@ -17,6 +17,7 @@ import pytest
 
 from flows import pipeline, retrain
 from flows.dataset_in_store import DatasetInStore
+from flows.reproducing.again import reproduce
 from flows.run import Request, prepare
 from flows.trainings import Curve, diagnosed, learning_curve
 from flows.tuning.request import StudyRequest
@@ -214,6 +215,19 @@ def ran_again(dataset: Dataset, store: Store) -> dict[str, Any]:
     state = retrain.carry_out(request_of(dataset, store), pipeline.to_decision, caller=pipeline.Directly())
     outcome: dict[str, Any] = state.data.to_json()
     return outcome
+
+
+@pytest.mark.remedies("flows.reproducing.again:_check_own_source")
+def test_it_is_made_again_from_the_same_source_only(tmp_path: Path, ran: tuple[Store, Dataset, dict[str, Any], str]):
+    data, own = DatasetInStore(ran[0], "tiny"), with_model(write_tiny(tmp_path, manifest=MANIFEST), "build = None\n")
+    message = "expected the source of my_models:build that run .* has trained, .*; found .*; put that back, or name the"
+    with pytest.raises(ConfigError, match=message):
+        reproduce(data, "champion", str(own.manifest))
+    (tmp_path / "my_models.py").unlink()
+    with pytest.raises(ConfigError, match="expected the file my_models.py in .*; found none; write it there"):
+        reproduce(data, "champion", str(own.manifest))
+    with_model(own)
+    assert reproduce(data, "champion", str(own.manifest)).comparison.reproduced
 
 
 def test_a_run_gates_it_and_the_report_says_what_it_is(ran: tuple[Store, Dataset, dict[str, Any], str]):
