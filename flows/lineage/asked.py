@@ -64,7 +64,7 @@ def lineage_of(what: str, part: str | None, store: str | None) -> Lineage:
     names = opened.datasets(("registry", "ledger"))
     if what in names or part is not None:
         datasets.check_known(opened, what, names)
-        return _in_dataset(Known(DatasetInStore(opened, what)), part or "champion")
+        return in_dataset(Known(DatasetInStore(opened, what)), part or "champion")
     known = [Known(DatasetInStore(opened, name)) for name in names]
     path = Path(what).expanduser()
     if "\0" not in what and (path.exists() or "/" in what):
@@ -87,7 +87,13 @@ def _alike(path: Path) -> str:
     return ""
 
 
-def _in_dataset(known: Known, part: str) -> Lineage:
+def in_dataset(known: Known, part: str) -> Lineage:
+    """Return the lineage of a version or of archives of a data set.
+
+    Raises:
+        ConfigError: there is no such thing, or it could be several.
+        StoreError: the store cannot be read.
+    """
     numbers = known.registry.numbers()
     digits = part.removeprefix("v")
     if part == "champion" or (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in numbers):

@@ -193,8 +193,8 @@ def _about_run(run: Run) -> dict[str, RunFacet]:
     }
     if error := values.get("error"):
         facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(valid(str(error.get("sentence"))), "Python")
-    with suppress(ValueError, TypeError):
-        day = date.fromisoformat(values["as_of"])
+    with suppress(ValueError):
+        day = date.fromisoformat(str(values.get("as_of")))
         first, last = (f"{moment}T00:00:00+00:00" for moment in (day, day + timedelta(days=1)))
         facets["nominalTime"] = nominal_time_run.NominalTimeRunFacet(first, last)
     return facets

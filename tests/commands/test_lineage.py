@@ -6,7 +6,10 @@ import gzip
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,24 @@ import numpy as np
 import pytest
 
 from flows.commands.cli import run_command
+from flows.dataset_in_store import DatasetInStore
+from flows.lineage.asked import in_dataset
+from flows.lineage.events import events_of
+from flows.lineage.known import Known
+from storage.copying import copy
 from storage.drifts import Drifts
 from storage.files import sha256_of
 from storage.formats import idx
 from storage.ledger import Ledger
+from storage.prediction_log import Answers, LogOptions, PredictionLog
 from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from tests.conftest import bars
+from tests.support.memory_objects import cloud_store
 from tests.support.old_stores import unpacked
 from tests.support.runs import carried_out
+from tests.support.servers import ROOT
 from tests.support.tampering import writable_copy
 
 Shown = Callable[..., list[str]]
@@ -263,3 +274,111 @@ def test_stores_of_earlier_formats_answer(tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "train-images-idx3-ubyte.gz, sha256 " in out
     assert "trained on it " in out
+
+
+@pytest.mark.remedies("flows.lineage.asked:lineage_of", "flows.lineage.asked:_unknown")
+def test_what_is_unknown_is_one_sentence_with_what_there_is(shown: Shown):
+    for words, said in {
+        ("scanz",): "found 'scanz' (did you mean scans?); give one of these",
+        ("scanz", "v1"): "found 'scanz' (did you mean scans?); give one of these",
+        ("scans", "v9"): "; give one of v1 to v3, or a role such as train-images",
+        ("scans", "train-image"): "(did you mean train-images?)",
+        ("scans", "train-images-2026-11-04.gz"): "(did you mean train-images-2026-11-0",
+        ("scans", "\u202egnp.exe"): "found '\\u202egnp.exe'",
+    }.items():
+        (line,) = shown(*words, code=2)
+        assert said in line
+    assert shown("scans", "v3")
+
+
+@pytest.mark.remedies(
+    *("flows.lineage.asked:_of_digest", "flows.lineage.asked:_of_digest:2", "flows.lineage.asked:_digests"),
+    *("flows.lineage.asked:_of_export", "flows.lineage.asked:_of_export:2"),
+)
+def test_a_digest_or_a_path_that_names_nothing_or_too_much_is_one_sentence(shown: Shown, days: Store, tmp_path: Path):
+    (line,) = shown("0123456789abcdef", code=2)
+    assert "found 0123456789abcdef, which is none; " in line
+    (line,) = shown("scans/nothing.gz", code=2)
+    assert "found nothing at scans/nothing.gz (No such file or directory)" in line
+    (line,) = shown("./scans", code=2)
+    assert "found a folder without it at scans" in line
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    described = folder / "model.json"
+    described.write_text(json.dumps({"weights_digest": "f" * 64, "files": {}}))
+    (line,) = shown("./exported", code=2)
+    assert "found the weights ffffffffffffffff in exported, which no version of it has" in line
+    weights = Registry(days, "scans").version(1).weights_digest
+    described.write_text(json.dumps({"weights_digest": weights, "files": {}}))
+    assert shown("./exported")[0].startswith("v1 of scans, ")
+    # Another version whose weights begin alike.
+    alike = weights[:10] + ("0" if weights[10] != "0" else "1") + weights[11:]
+    registered_again(days, evaluation="e" * 32, weights_digest=alike)
+    (line,) = shown(weights[:8], code=2)
+    assert f"{weights[:8]} begins 2: v1 of scans {weights[:16]}, v4 of scans {alike[:16]}; type more of it" in line
+    assert shown(weights[:12])[0].startswith("v1 of scans, ")
+
+
+def registered_again(store: Store, **changes: str) -> None:
+    """Register the first version once more, with changes."""
+    registry = Registry(store, "scans")
+    names = ("model", "test_digest", "test_accuracy", "train_accuracy", "classes", "image_shape", "run")
+    version = registry.version(1)
+    registry.register(**{name: getattr(version, name) for name in (*names, "weights_digest")} | changes)
+
+
+def test_another_version_with_the_same_weights_is_named(shown: Shown, days: Store):
+    registered_again(days, evaluation="e" * 32)
+    assert cells(shown("scans", "v1"), "same weights") == ["v4"]
+    # The digest names the newest.
+    weights = Registry(days, "scans").version(1).weights_digest
+    assert shown(weights)[0] == "v4 of scans, was never champion"
+
+
+def test_a_run_that_was_killed_before_the_ledger_had_it_leaves_its_entries(shown: Shown, days: Store):
+    version = Registry(days, "scans").version(3)
+    (record,) = (days.dataset("scans") / "ledger" / "runs").glob(f"*-{version.run}.json")
+    record.unlink()
+    lines = shown("scans", "v3")
+    assert cells(lines, "weights") == [version.weights_digest]
+    assert cells(lines, "model")[0].endswith(" rows")
+
+
+def test_a_damaged_entry_is_said_to_be_damaged_and_ends_nothing(shown: Shown, days: Store):
+    for path in (days.dataset("scans") / "2-splits").glob("*/entry.json"):
+        path.write_text("{")
+    assert any("(damaged; `idxflow verify` says more)" in line for line in shown("scans"))
+
+
+def test_logged_predictions_are_counted_for_the_version_that_answered(shown: Shown, days: Store):
+    log = PredictionLog(days, LogOptions())
+    pixels, labels, sure = np.zeros((3, 9, 7), np.uint8), np.zeros(3, np.uint8), np.ones(3, np.float32)
+    log.add("scans", Answers(["a", "b", "c"], datetime.now(UTC), pixels, labels, sure, 2))
+    log.flush()
+    assert cells(shown("scans", "v2"), "answered") == ["3 images in the log of predictions"]
+    assert not cells(shown("scans", "v1"), "answered")
+
+
+def test_a_store_in_object_storage_gives_the_same_answers(days: Store, tmp_path: Path):
+    there = cloud_store(tmp_path / "cache")
+    there.prepare()
+    copy(days, there, "scans")
+    for words in ("v2", "train-images-2026-11-02.gz"):
+        answers = [in_dataset(Known(DatasetInStore(store, "scans")), words) for store in (days, there)]
+        here, elsewhere = (answer.to_json() for answer in answers)
+        for node in (*here["nodes"], *elsewhere["nodes"]):
+            node["facts"].pop("where", None)
+        assert here == elsewhere
+        # Events name the bucket.
+        assert {output.namespace for event in events_of(answers[1]) for output in event.outputs} == {"s3://memory"}
+
+
+def test_nothing_slow_is_imported(days: Store):
+    slow = "{'tensorflow', 'prefect', 'pandas', 'scipy', 'matplotlib', 'pyarrow', 'openlineage'}"
+    program = (
+        "import sys; from flows.commands.cli import run_command; "
+        f"code = run_command(['lineage', 'scans', '--store', {str(days.root)!r}]); "
+        f"slow = {slow} & set(sys.modules); sys.exit(str(slow) if slow else code)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
