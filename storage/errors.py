@@ -12,6 +12,7 @@
     │   └── DamagedEntry
     ├── TrainingFailed
     ├── ExportFailed
+    ├── LineageNotSent
     ├── WorkersFailed
     ├── PrefectFailed
     ├── OutputFailed
@@ -156,6 +157,10 @@ class WorkersFailed(IdxflowError):
 
 class ExportFailed(IdxflowError):
     """An exported model does not reproduce the model's own predictions; nothing was written."""
+
+
+class LineageNotSent(IdxflowError):
+    """A server did not take the events of a lineage; those that it took can be sent again."""
 
 
 class PrefectFailed(IdxflowError):

@@ -464,6 +464,17 @@ class Registry:
             records = self._versions.records()
         return sorted(self._number(n) for n, of in records.items() if keys & {of["model"], of["evaluation"]})
 
+    def weights(self) -> dict[int, str]:
+        """Return the weights digest of each version, by its number, lowest first.
+
+        Raises:
+            DamagedEntry: a version that is not in the index cannot be read.
+            StoreError: they cannot be listed.
+        """
+        with self._errors():
+            records = self._versions.records()
+        return dict(sorted((self._number(name), str(of["weights_digest"])) for name, of in records.items()))
+
     def keep_index(self) -> None:
         """Save both indexes, so that the next process reads fewer versions and decisions. Call it while `deciding`."""
         self._versions.keep()

@@ -20,6 +20,7 @@ BEGINNINGS = {
     ".svg": (b"<svg", b"<?xml"),
     ".csv": (b"row,label,",),
     ".html": (b"<!doctype html", b"<html"),
+    ".jsonl": (b'{"eventtime"',),
 }
 """The first bytes of a file of each kind, in lower case."""
 

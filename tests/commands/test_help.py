@@ -14,7 +14,7 @@ from flows.commands.cli import app
 OVERVIEW = {
     "Run": ["run", "validate", "backfill", "tune", "watch"],
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine", "labels"],
-    "Models": ["predict", "export", "diagnose", "drift", "registry", "promote", "rollback"],
+    "Models": ["predict", "export", "diagnose", "drift", "registry", "lineage", "promote", "rollback"],
     "Reports": ["status", "runs", "report", "reproduce"],
     "Operate": ["up", "serve", "alerts", "doctor", "verify", "copy", "gc", "prefect"],
 }

@@ -208,6 +208,7 @@ USES = {
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),
     "labels": ("labels", "add", "tiny", "labels.csv"),
+    "lineage": ("lineage", "tiny"),
     "quarantine": ("quarantine", "list", "tiny"),
     "alerts": ("alerts", "list"),
 }
