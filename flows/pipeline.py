@@ -27,12 +27,13 @@ from storage.workers.current import current
 from tasks.audit import audit
 from tasks.checking import measuring, repeats, surveys
 from tasks.confirm import confirm
-from tasks.decide import check_slices, current_champion, decide, question
+from tasks.decide import current_champion, decide, question
 from tasks.decode import decode
 from tasks.decoding import pairs
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.gate.judging import Candidate, Incumbent
+from tasks.gate.known import check_slices
 from tasks.model import part_sums
 from tasks.normalize import normalize
 from tasks.probe import probe

@@ -851,8 +851,8 @@ class Decision:
     """Empty if the manifest asks for none."""
     slicing: Mapping[str, Any] = field(default_factory=dict)
     """`[slices]` of the manifest; empty if it asks for none."""
-    behaviour: str = ""
-    """Digest of what `[behaviour]` of the manifest asked for; empty if nothing."""
+    asked: str = ""
+    """Digest of what `[slices]` and `[behaviour]` of the manifest asked for; empty if nothing."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ T = TypeVar("T")
 _OF_VERSIONS = ("model", "evaluation", "weights_digest")
 _OF_DECISIONS = (
     *("outcome", "version", "versions", "previous", "champion", "run", "after", "time", "newest"),
-    *("test_digest", "policy", "limits", "spent", "behaviour"),
+    *("test_digest", "policy", "limits", "spent", "asked"),
 )
 _RETIRED, _RESTORED = "retired", "restored"
 """The outcomes of records in the sequence of decisions that are about models in the store, not about the champion."""
@@ -379,7 +379,7 @@ class Registry:
         """Return the indexed fields of every decision about the champion, oldest first, with its `name` in the ledger.
 
         The others are outcome, version, previous, champion, run, time, newest, test_digest, policy, limits, spent and
-        behaviour, if known.
+        asked, if known.
 
         Raises:
             DamagedEntry: a decision that is not in the index cannot be read.

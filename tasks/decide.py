@@ -9,35 +9,27 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.manifest import COLUMN, Gate
+from storage.datasets.manifest import Gate
 from storage.errors import DamagedEntry
 from storage.records import (
     Answer,
-    Archive,
     Decision,
     Done,
-    Paired,
-    SliceScore,
-    Split,
     Step,
     TrainedModel,
-    from_json,
     to_json,
 )
 from storage.registry import BY_HAND, Overtaken, Registry, Version
 from storage.runtime import code_digests
-from tasks.gate import criteria, looks, slices
-from tasks.gate.evidence import gather
-from tasks.gate.judging import Candidate, Evidence, Incumbent, Judgement, answered, judge
-from tasks.slicing import label_columns
+from tasks.gate import known, looks
+from tasks.gate.judging import Candidate, Incumbent, Judgement, answered, judge
 from tasks.ui import artifacts, summaries
 from tasks.ui.steps import log_step
 
@@ -112,7 +104,7 @@ def _decided(
     settled = None if candidate.forced else registry.manual_decision_about(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts), "nothing changed"
-    if registered and answer is None and _already_decided(registry, dataset, registered, champion, facts):
+    if registered and answer is None and _already_decided(past, registered, champion, facts):
         return dataclasses.replace(_unchanged(registered, champion, judgement), **facts), "nothing changed"
     version = None if judgement.outcome == "refused" else _register(registry, dataset, candidate)
     decision = dataclasses.replace(_decision(judgement, version, champion), **(facts | _spending(judgement)))
@@ -146,97 +138,8 @@ def _judged(
     budget = looks.budget(_limits(dataset.gate), past, candidate.evaluation.split_digest)
     governed = looks.governed(dataset, budget)
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
-    evidence = _evidence(registry, governed, candidate, champion, registered)
+    evidence = known.evidence(registry, governed, candidate, champion, registered)
     return judge(governed, candidate, champion, dataclasses.replace(evidence, budget=budget))
-
-
-def _evidence(
-    registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None, registered: Version | None
-) -> Evidence:
-    """Do what `gather` does, but do not read what is known: an unchanged run reads no answers.
-
-    Args:
-        registered: the candidate's version, if it has one.
-    """
-    if champion is None or champion.score is None:
-        return gather(dataset, candidate, champion)
-    score = candidate.evaluation
-    if score.entry.key == champion.score.entry.key:
-        itself = criteria.compared((score.correct, 0, 0, score.rows - score.correct), 0, dataset.gate.alpha)
-        return Evidence(itself, _sliced_before(registry, dataset, champion.version))
-    known = _compared_before(registry, dataset, registered, champion) if registered else None
-    return known or gather(dataset, candidate, champion)
-
-
-def _compared_before(registry: Registry, dataset: Dataset, version: Version, champion: Incumbent) -> Evidence | None:
-    """Return what was found of a version and the champion from the last decision that rests on their comparison."""
-    same = {
-        "version": version.number,
-        "previous": champion.version.number,
-        "test_digest": version.test_digest,
-    }
-    for record in _records(registry, same):
-        # An earlier version of idxflow may have recorded less.
-        with suppress(TypeError):
-            paired = from_json(Paired, record.get("paired") or {})
-            if paired.confidence != 1 - 2 * dataset.gate.alpha or not _is_sliced_alike(dataset, record):
-                return None
-            return Evidence(paired, _slices_of(record) if dataset.slices.by else None)
-    return None
-
-
-def _sliced_before(registry: Registry, dataset: Dataset, version: Version) -> tuple[SliceScore, ...] | None:
-    """Return the scores of the champion on the slices, compared with itself, from the last decision about it.
-
-    None if there are no slices, or if the manifest has changed them since: the champion is not judged again.
-    """
-    about = _records(registry, {"version": version.number, "test_digest": version.test_digest})
-    record = next(about, {}) if dataset.slices.by else {}
-    if not dataset.slices.by or not _is_sliced_alike(dataset, record):
-        return None
-    return slices.of_champion(_slices_of(record))
-
-
-def _slices_of(record: Mapping[str, Any]) -> tuple[SliceScore, ...]:
-    return tuple(from_json(SliceScore, score) for score in record["slices"])
-
-
-def _records(registry: Registry, same: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the records of the decisions with these values, newest first."""
-    for decision in reversed(registry.decisions()):
-        if same.items() <= decision.items():
-            yield registry.ledger.record("decisions", decision["name"])
-
-
-def _is_sliced_alike(dataset: Dataset, record: Mapping[str, Any]) -> bool:
-    """Tell whether a recorded decision had the same `[slices]`; older records have none."""
-    return (record.get("slicing") or {}) == _slicing(dataset)
-
-
-def _slicing(dataset: Dataset) -> dict[str, Any]:
-    """Return `[slices]` as a decision records it, sorted as in the ledger; empty if there are none."""
-    settings: dict[str, Any] = to_json(dataset.slices) if dataset.slices.by else {}
-    if settings:
-        settings["floors"] = dict(sorted(settings["floors"].items()))
-    return dict(sorted(settings.items()))
-
-
-def check_slices(registry: Registry, dataset: Dataset, labels: Archive, test: Split) -> None:
-    """Check before a training that the label files have the columns that `[slices]` names.
-
-    A run with nothing new opens none of them: a decision has shown that they are there.
-
-    Args:
-        labels: all archives of the labels of the test split.
-        test: the test split.
-
-    Raises:
-        ConfigError: a column is missing.
-    """
-    columns = [int(found[1]) for by in dataset.slices.by if (found := COLUMN.fullmatch(by))]
-    if columns and not _is_sliced_alike(dataset, next(_records(registry, {"test_digest": test.digest}), {})):
-        for column in columns:
-            label_columns.check(dataset, labels, column)
 
 
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
@@ -245,7 +148,7 @@ def question(registry: Registry, dataset: Dataset, candidate: Candidate, champio
     past = registry.decisions()
     judgement = _judged(registry, dataset, candidate, champion, past)
     facts = _facts(dataset, candidate, champion, judgement, past)
-    if not judgement.ask or (registered and _already_decided(registry, dataset, registered, champion, facts)):
+    if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):
         return None
     against = f"champion {champion.name}" if champion else "no champion yet"
     advice = "promote" if judgement.outcome == "promoted" else "keep the champion"
@@ -283,14 +186,14 @@ def _facts(
         "limits": _limits(dataset.gate),
         "paired": judgement.evidence.paired,
         "slices": judgement.evidence.slices or (),
-        "slicing": _slicing(dataset),
+        "slicing": known.slicing(dataset),
         "looks": looks.count(past, test) + 1,
         "budget_left": budget.left if budget else None,
         "weights_digest": candidate.model.weights_digest,
         "champion_weights_digest": champion.version.weights_digest if champion else "",
         "train_digest": candidate.train.digest,
         "test_digest": test,
-        "behaviour": candidate.behaviour.asked if candidate.behaviour else "",
+        "asked": known.asked(dataset, candidate.behaviour),
     }
 
 
@@ -323,11 +226,7 @@ def _decision(judgement: Judgement, version: Version | None, champion: Incumbent
 
 
 def _already_decided(
-    registry: Registry,
-    dataset: Dataset,
-    version: Version,
-    champion: Incumbent | None,
-    facts: Mapping[str, Any],
+    past: list[dict[str, Any]], version: Version, champion: Incumbent | None, facts: Mapping[str, Any]
 ) -> bool:
     """Tell whether nothing is new: this candidate is the champion, or was compared with it before under the same gate.
 
@@ -338,14 +237,10 @@ def _already_decided(
     number = champion.version.number
     if number == version.number:
         return True
-    past = registry.decisions()
     met = max((n for n, d in enumerate(past) if d.get("version") == version.number), default=None)
     if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
         return False
-    if (past[met].get("behaviour") or "") != facts["behaviour"]:
-        return False
-    # The index does not have them.
-    if not _is_sliced_alike(dataset, registry.ledger.record("decisions", past[met]["name"])):
+    if (past[met].get("asked") or "") != facts["asked"]:
         return False
     return past[met].get("champion") == number or any(d.get("outcome") in BY_HAND for d in past[met + 1 :])
 

@@ -169,6 +169,7 @@ CLOSURES = {
         "tasks.gate.evidence",
         "tasks.gate.holm",
         "tasks.gate.judging",
+        "tasks.gate.known",
         "tasks.gate.looks",
         "tasks.gate.slices",
         "tasks.gate.wilson",

@@ -19,12 +19,13 @@ from storage.ledger import Ledger
 from storage.records import Archive, Decision, Evaluation, FolderEntry, SliceScore, TrainedModel
 from storage.registry import Registry
 from storage.store import Store
-from tasks.decide import check_slices, decide
+from tasks.decide import decide
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.gate import criteria, holm, slices
 from tasks.gate.evidence import gather
 from tasks.gate.judging import Candidate, Evidence, Incumbent, judge
+from tasks.gate.known import check_slices
 from tasks.quarantine import quarantine
 from tasks.scoring.scores import by_class
 from tasks.slicing import cuts, label_columns, measures
