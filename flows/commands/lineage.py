@@ -28,8 +28,8 @@ def lineage(
     openlineage: Annotated[
         str | None,
         Parameter(
-            help="Also export it as OpenLineage events: to a server, such as `http://localhost:5000`, or to a file of "
-            "JSON Lines. An API key is taken from OPENLINEAGE_API_KEY."
+            help="Also export it as OpenLineage events: to a server, such as `http://localhost:5000`, or to a "
+            "`.jsonl` file. The key of the server is taken from the environment. [env var: OPENLINEAGE_API_KEY]"
         ),
     ] = None,
     store: StoreFolder = None,
@@ -41,9 +41,11 @@ def lineage(
     which models were trained or tested on it, which of them were champion, and which is in use. What `idxflow gc` has
     removed is told from the ledger.
 
-    `idxflow lineage mnist` · `mnist v3` · `mnist train-images` · `~/Downloads/scan-07.gz` · `143161f1948b`
+    Examples: `idxflow lineage mnist` · `idxflow lineage mnist v3` · `idxflow lineage mnist train-images` ·
+    `idxflow lineage ./scan-07.gz` · `idxflow lineage 143161f1948b` ·
+    `idxflow lineage mnist --openlineage http://localhost:5000`
 
-    `--openlineage` needs the extra `lineage`; see docs/how-to/lineage.md.
+    `--openlineage` needs the extra `lineage`. docs/how-to/lineage.md has more.
 
     Args:
         what: A data set of the store; the path of a file, or of an exported model; or 8 or more digits of a SHA-256, of

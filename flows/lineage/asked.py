@@ -12,9 +12,9 @@ from typing import Any
 
 from flows import datasets
 from flows.dataset_in_store import DatasetInStore
-from flows.lineage import things, trace
+from flows.lineage import things, tracing
 from flows.lineage.known import ArchiveOf, Known
-from flows.lineage.trace import Lineage
+from flows.lineage.tracing import Lineage
 from storage.datasets.catalog import ROLES, shown
 from storage.errors import ConfigError, FormatError
 from storage.files import alike, check_regular, kind_of, sha256_of
@@ -97,10 +97,10 @@ def in_dataset(known: Known, part: str) -> Lineage:
     numbers = known.registry.numbers()
     digits = part.removeprefix("v")
     if part == "champion" or (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in numbers):
-        return trace.of_version(known, known.data.version(part))
+        return tracing.of_version(known, known.data.version(part))
     archives = _of_role(known, part) if part in ROLES else _of_name(known, part)
     if archives:
-        return trace.of_archives([(known, archives)])
+        return tracing.of_archives([(known, archives)])
     if _DIGEST.fullmatch(part):
         return _of_digest([known], part.lower(), known.store)
     raise _unknown(known, part, numbers)
@@ -158,12 +158,12 @@ def _of_matches(matches: Sequence[_Match]) -> Lineage:
     if models:
         # Of several versions with the same weights, the newest.
         newest = models[-1]
-        return trace.of_version(newest.known, newest.known.registry.version(newest.version or 0))
+        return tracing.of_version(newest.known, newest.known.registry.version(newest.version or 0))
     by_dataset: dict[Known, list[ArchiveOf]] = {}
     for match in matches:
         if match.archive:
             by_dataset.setdefault(match.known, []).append(match.archive)
-    return trace.of_archives([*by_dataset.items()])
+    return tracing.of_archives([*by_dataset.items()])
 
 
 def _models(known: Known, digest: str) -> Iterator[_Match]:
@@ -207,7 +207,7 @@ def _of_path(known: Sequence[Known], path: Path) -> Lineage:
     if digests[0] in (export.get("files") or {}).values():
         return _of_export(known, path, export)
     matches = [match for one in known for match in _archives(one, digests)]
-    found = _of_matches(matches) if matches else trace.of_archives([(one, ()) for one in known])
+    found = _of_matches(matches) if matches else tracing.of_archives([(one, ()) for one in known])
     return Lineage("archive", found.subjects, found.graph, found.runs, tuple(known), (str(path), digests[0]))
 
 

@@ -18,11 +18,11 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from flows.lineage import things, trace
+from flows.lineage import things, tracing
 from flows.lineage.graph import Graph
 from flows.lineage.known import Known, Run
 from flows.lineage.named import Names, listed, producer, valid
-from flows.lineage.trace import Lineage, Nodes
+from flows.lineage.tracing import Lineage, Nodes
 from storage.errors import ConfigError
 from storage.records import CUT_OFF, Step
 from storage.registry import NO_RUN, PastDecision
@@ -102,7 +102,7 @@ class _Work:
 
 
 def _of_run(known: Known, run: Run) -> Iterator[RunEvent]:
-    names, made = Names(known), trace.add_run(known, Graph(), run)
+    names, made = Names(known), tracing.add_run(known, Graph(), run)
     ends = _time(run.values.get("time"))
     begins = min(_time(run.values.get("started") or run.values.get("time")), ends)
     inputs = [names.input(node) for name, nodes in made.items() if name.startswith("fetch ") for node in nodes]
@@ -151,7 +151,7 @@ def _exchanged(known: Known, run: Run, step: Step, made: Nodes) -> tuple[list[In
         inputs = [names.input(node) for name in ("train", "evaluate") for node in made.get(name, ())]
         return inputs, _concluded(known, run, step)
     # The champion's own model is not one that the run has made.
-    before = trace.inputs_of(step, {**made, "train": []} if step.of else made)
+    before = tracing.inputs_of(step, {**made, "train": []} if step.of else made)
     record = known.described("validate", step.key).record if step.step == "validate" else None
     return [names.input(node, record) for node in before], [names.output(node) for node in nodes]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
@@ -62,29 +63,33 @@ class Edge:
         return {"from": self.source, "to": self.target, "how": self.how}
 
 
-@dataclass
 class Graph:
     """Nodes and edges, each once, in the order in which they were added."""
 
-    nodes: dict[str, Node] = field(default_factory=dict)
-    edges: dict[tuple[str, str], Edge] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self._edges: dict[tuple[str, str], Edge] = {}
+        self._before: defaultdict[str, list[Node]] = defaultdict(list)
+        self._after: defaultdict[str, list[Node]] = defaultdict(list)
 
     def add(self, node: Node) -> Node:
         """Add a node, unless the graph has it; return that of the graph."""
         return self.nodes.setdefault(node.id, node)
 
     def join(self, source: Node | None, target: Node | None, how: str) -> None:
-        """Add an edge, unless one of both is unknown."""
-        if source and target:
-            self.edges.setdefault((source.id, target.id), Edge(source.id, target.id, how))
+        """Add an edge, unless the graph has it, or one of both is unknown."""
+        if source and target and (source.id, target.id) not in self._edges:
+            self._edges[source.id, target.id] = Edge(source.id, target.id, how)
+            self._before[target.id].append(source)
+            self._after[source.id].append(target)
 
     def before(self, node: Node, *kinds: Kind) -> list[Node]:
         """Return what went into a node, of these kinds, in the order in which it was added."""
-        return [found for (source, target) in self.edges if target == node.id and (found := self._of(source, kinds))]
+        return [found for found in self._before[node.id] if found.kind in kinds]
 
     def after(self, node: Node, *kinds: Kind) -> list[Node]:
         """Return what a node went into, of these kinds, in the order in which it was added."""
-        return [found for (source, target) in self.edges if source == node.id and (found := self._of(target, kinds))]
+        return [found for found in self._after[node.id] if found.kind in kinds]
 
     def of(self, *kinds: Kind) -> Iterator[Node]:
         """Yield the nodes of these kinds."""
@@ -93,9 +98,5 @@ class Graph:
     def to_json(self) -> dict[str, Any]:
         return {
             "nodes": [node.to_json() for node in self.nodes.values()],
-            "edges": [edge.to_json() for edge in self.edges.values()],
+            "edges": [edge.to_json() for edge in self._edges.values()],
         }
-
-    def _of(self, name: str, kinds: tuple[Kind, ...]) -> Node | None:
-        node = self.nodes[name]
-        return node if node.kind in kinds else None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -174,8 +174,20 @@ class Known:
 
     def alike(self, version: Version) -> list[int]:
         """Return the other versions that have the weights of this one."""
-        weights = self.registry.weights().items()
-        return [number for number, digest in weights if digest == version.weights_digest and number != version.number]
+        alike = self._by_weights[version.weights_digest]
+        return [number for number in alike if number != version.number]
+
+    @cached_property
+    def _by_weights(self) -> Mapping[str, list[int]]:
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for number, digest in self.registry.weights().items():
+            found[digest].append(number)
+        return found
+
+    @cached_property
+    def _by_id(self) -> Mapping[str, Run]:
+        """The newest record of each run."""
+        return {run.id: run for run in self.runs}
 
     def maker(self, step: str, key: str) -> Run | None:
         """Return the run that made a result."""
@@ -183,7 +195,7 @@ class Known:
 
     def run(self, name: str) -> Run | None:
         """Return the run with this id."""
-        return next((run for run in reversed(self.runs) if run.id == name), None)
+        return self._by_id.get(name)
 
     def archives(self, run: Run, role: str) -> tuple[ArchiveOf, ...]:
         """Return the archives of a role that a run used; none if it did not get so far."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.lineage.asked import lost_archives, runs_without_archives
 from flows.lineage.graph import Graph, Kind, Node
-from flows.lineage.trace import Lineage
+from flows.lineage.tracing import Lineage
 from flows.terminal.text import clock, percent, size
 from storage.registry import NO_RUN
 from storage.words import brief, counted
@@ -228,7 +228,7 @@ def _decision(facts: Mapping[str, Any]) -> str:
 
 
 def _term(term: Mapping[str, Any]) -> str:
-    until = f"to {clock(term['to'])} UTC, then v{term['next']}" if term["to"] else "until now"
+    until = f"to {clock(term['to'])} UTC, then v{term['next']}" if term["to"] else "UTC until now"
     return f"{clock(term['from'])} {until}"
 
 

@@ -47,7 +47,12 @@ def of_step(known: Known, step: Step) -> Node:
         facts |= _checks(found.record.get("checks") or ())
     if found.made_from:
         facts["made_from"] = dict(found.made_from)
-    return Node(f"{kind}:{known.dataset}/{step.key}", kind, known.dataset, facts, found.state)
+    return Node(step_id(known, step), kind, known.dataset, facts, found.state)
+
+
+def step_id(known: Known, step: Step) -> str:
+    """Return the id of the node of what a step has made."""
+    return f"{_OF_STEPS[step.step][0]}:{known.dataset}/{step.key}"
 
 
 def _checks(checks: Any) -> dict[str, int]:
@@ -75,8 +80,12 @@ def of_run(known: Known, run: Run) -> Node:
     return Node(f"run:{known.dataset}/{run.id}", "run", known.dataset, facts)
 
 
-def of_version(known: Known, version: Version) -> Node:
-    """Return the node of a version."""
+def of_version(known: Known, version: Version, is_retired: bool) -> Node:
+    """Return the node of a version.
+
+    Args:
+        is_retired: whether `gc` has removed its model (`Registry.retired_of`).
+    """
     facts = {
         "version": version.number,
         "weights_digest": version.weights_digest,
@@ -98,9 +107,8 @@ def of_version(known: Known, version: Version) -> Node:
             for turn, then in terms(known, version.number)
         ],
     }
-    state = "removed" if known.registry.retired(version) else "kept"
     name = f"version:{known.dataset}/{version.number}"
-    return Node(name, "version", known.dataset, facts, state)  # type: ignore[arg-type]
+    return Node(name, "version", known.dataset, facts, "removed" if is_retired else "kept")
 
 
 def of_decision(known: Known, turn: PastDecision) -> Node:
@@ -145,6 +153,8 @@ def of_study(known: Known, run: Run) -> Node | None:
 
 def add_fetched(known: Known, graph: Graph, archive: ArchiveOf) -> Node:
     """Add an archive, and the run that used it first."""
+    if found := graph.nodes.get(archive_id(known, archive)):
+        return found
     node = graph.add(of_archive(known, archive))
     if archive.sha256 and (run := known.first_uses.get((archive.role, archive.sha256))):
         graph.join(graph.add(of_run(known, run)), node, "fetch")
@@ -153,7 +163,7 @@ def add_fetched(known: Known, graph: Graph, archive: ArchiveOf) -> Node:
 
 def add_made(known: Known, graph: Graph, node: Node, step: str, key: str) -> None:
     """Add which run has made a thing."""
-    if maker := known.maker(step, key):
+    if not graph.before(node, "run") and (maker := known.maker(step, key)):
         graph.join(graph.add(of_run(known, maker)), node, "made")
 
 

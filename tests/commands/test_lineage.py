@@ -31,7 +31,7 @@ from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from tests.conftest import bars
-from tests.support.memory_objects import cloud_store
+from tests.support.memory_objects import MemoryObjects, cloud_store
 from tests.support.old_stores import unpacked
 from tests.support.runs import carried_out
 from tests.support.servers import ROOT
@@ -360,7 +360,7 @@ def test_logged_predictions_are_counted_for_the_version_that_answered(shown: Sho
 
 
 def test_a_store_in_object_storage_gives_the_same_answers(days: Store, tmp_path: Path):
-    there = cloud_store(tmp_path / "cache")
+    there = cloud_store(tmp_path / "cache", MemoryObjects("s3://bucket/store"))
     there.prepare()
     copy(days, there, "scans")
     for words in ("v2", "train-images-2026-11-02.gz"):
@@ -370,7 +370,7 @@ def test_a_store_in_object_storage_gives_the_same_answers(days: Store, tmp_path:
             node["facts"].pop("where", None)
         assert here == elsewhere
         # Events name the bucket.
-        assert {output.namespace for event in events_of(answers[1]) for output in event.outputs} == {"s3://memory"}
+        assert {output.namespace for event in events_of(answers[1]) for output in event.outputs} == {"s3://bucket"}
 
 
 def test_nothing_slow_is_imported(days: Store):

@@ -27,6 +27,7 @@ OWN_CODE = Path("tasks/model/own_code.py")
 """What runs the function that makes a user's own model (see SECURITY.md)."""
 HEAVY = {
     "distributed",
+    "openlineage",
     "optuna",
     "tensorflow",
     "keras",

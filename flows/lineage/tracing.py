@@ -51,7 +51,7 @@ def of_version(known: Known, version: Version) -> Lineage:
         StoreError: the store cannot be read.
     """
     graph = Graph()
-    subject = graph.add(things.of_version(known, version))
+    subject = graph.add(things.of_version(known, version, known.registry.retired(version)))
     run = _trained(known, version)
     if run:
         made = add_run(known, graph, run)
@@ -94,7 +94,8 @@ def add_run(known: Known, graph: Graph, run: Run) -> Nodes:
         made[f"fetch {role}"] = [things.add_fetched(known, graph, one) for one in known.archives(run, role)]
     for step in run.steps:
         if step.step in things.STEPS and step.key and not step.of:
-            node = graph.add(things.of_step(known, step))
+            # Thousands of runs may have the same.
+            node = graph.nodes.get(things.step_id(known, step)) or graph.add(things.of_step(known, step))
             made[step.name] = [node]
             things.add_made(known, graph, node, step.step, step.key)
             for before in inputs_of(step, made):
@@ -168,12 +169,14 @@ def _add_users(known: Known, graph: Graph, wanted: set[str]) -> list[Run]:
 
 def _add_versions(known: Known, graph: Graph, models: Iterable[str]) -> None:
     """Add the versions of models, and the decisions that made them champion."""
-    for number in known.registry.made_of({*models}):
-        version = known.registry.version(number)
-        node = graph.add(things.of_version(known, version))
+    versions = [known.registry.version(number) for number in known.registry.made_of({*models})]
+    retired = {version.number for version in known.registry.retired_of(versions)}
+    changes = [turn for turn in known.decisions if turn.changed]
+    for version in versions:
+        node = graph.add(things.of_version(known, version, version.number in retired))
         for step, key in (("model", version.model), ("evaluation", version.evaluation)):
             graph.join(graph.nodes.get(f"{step}:{known.dataset}/{key}"), node, "registered")
-        for turn in known.decisions:
-            if turn.version == number and turn.changed:
+        for turn in changes:
+            if turn.version == version.number:
                 whole = known.registry.whole(turn)
                 graph.join(node, graph.add(things.of_decision(known, whole)), turn.outcome)
