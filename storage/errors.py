@@ -12,6 +12,7 @@
     │   └── DamagedEntry
     ├── TrainingFailed
     ├── ExportFailed
+    ├── SharingFailed
     ├── WorkersFailed
     ├── PrefectFailed
     ├── OutputFailed
@@ -156,6 +157,10 @@ class WorkersFailed(IdxflowError):
 
 class ExportFailed(IdxflowError):
     """An exported model does not reproduce the model's own predictions; nothing was written."""
+
+
+class SharingFailed(IdxflowError):
+    """The tool that runs are sent to cannot be reached, or refuses them; what was sent stays."""
 
 
 class PrefectFailed(IdxflowError):

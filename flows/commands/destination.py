@@ -20,6 +20,8 @@ BEGINNINGS = {
     ".svg": (b"<svg", b"<?xml"),
     ".csv": (b"row,label,",),
     ".html": (b"<!doctype html", b"<html"),
+    # The metadata of a model card.
+    ".md": (b"---",),
 }
 """The first bytes of a file of each kind, in lower case."""
 
