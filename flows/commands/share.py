@@ -22,7 +22,7 @@ from storage.words import counted
 if TYPE_CHECKING:
     from flows.sharing.mlflow_runs import Request, Sent
 
-app = App(name="share", help="Send runs and models to MLflow or TensorBoard, or write a model card.")
+app = App(name="share", help="Send runs to MLflow or TensorBoard, or print a model card.")
 
 
 @app.command
@@ -163,10 +163,11 @@ def card(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Print the model card of a version, Markdown with metadata for the Hugging Face Hub.
+    """Print the model card of a version.
 
-    It says what the model is for, how good it is for each class and slice, and what it was made from, as far as the
-    store knows. Each `idxflow export` has it as `README.md`, with the code that loads the export.
+    It is Markdown, with metadata for the Hugging Face Hub. It says what the model is for, how good it is for each class
+    and slice, and what it was made from, as far as the store knows. Each `idxflow export` has it as `README.md`, with
+    the code that loads the export.
 
     Examples: `idxflow share card mnist` · `idxflow share card mnist --version 7 --licence MIT --out card.md`
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flows.dataset_in_store import DatasetInStore
 from flows.sharing.contents import Contents
-from storage.errors import ExportFailed
 from storage.registry import Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from tasks.serving.predict import Model
-
 CHAMPION = "champion"
 """The alias of the champion's version."""
 VERSION, RETIRED = "idxflow.version", "idxflow.retired"
-_PACKAGES = ("keras", "tensorflow", "numpy")
-"""What a model needs to be loaded elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +151,7 @@ def _log(at: Experiment, data: DatasetInStore, version: Version) -> str:
     from mlflow.entities import LoggedModelOutput
 
     from tasks.serving.export import export
+    from tasks.serving.mlflow_model import save
     from tasks.serving.predict import load_champion
 
     model = load_champion(data.name, data.store, version)
@@ -169,65 +161,9 @@ def _log(at: Experiment, data: DatasetInStore, version: Version) -> str:
             at.id, f"{data.name}-v{version.number}", at.run, {VERSION: str(version.number)}, model_type="classifier"
         )
         saved = Path(folder, "mlflow")
-        _save(model, exported, saved, (str(logged.model_id), at.run))
+        save(model, exported, saved, (str(logged.model_id), at.run))
         at.client.log_artifact(at.run, str(exported / "README.md"))
         at.client.log_model_artifacts(logged.model_id, str(saved))
     at.client.log_outputs(at.run, [LoggedModelOutput(logged.model_id, step=0)])
     at.client.finalize_logged_model(logged.model_id, "READY")
     return str(logged.model_id)
-
-
-def _save(model: Model, exported: Path, saved: Path, ids: tuple[str, str]) -> None:
-    """Write an MLflow model into the new folder `saved`.
-
-    Args:
-        exported: the folder of an export of the format `keras`.
-        ids: MLflow's of the model and of the run.
-
-    Raises:
-        ExportFailed: it does not predict what the model does.
-    """
-    import mlflow.keras
-    from mlflow import pyfunc
-    from mlflow.models import Model as Description
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    from tasks.serving.export import TOLERANCE, probe_images, reopened
-
-    pixels = TensorSpec(np.dtype(np.float32), (-1, *model.image_shape))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(model.classes)))
-    mlflow.keras.save_model(
-        reopened(exported / "model.keras", bool(model.record.own)),
-        str(saved),
-        mlflow_model=Description(model_id=ids[0], run_id=ids[1]),
-        signature=ModelSignature(inputs=Schema([pixels]), outputs=Schema([probabilities])),
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in _PACKAGES],
-        metadata={"classes": list(model.classes), "pixel_range": list(model.pixel_range)},
-    )
-    (saved / "model.json").write_bytes((exported / "model.json").read_bytes())
-    images = probe_images(model)
-    with _silent_keras():
-        answered = np.asarray(pyfunc.load_model(str(saved)).predict(images.astype(np.float32)))
-    expected = model.predict(images).probabilities
-    difference = float(np.abs(answered - expected).max()) if answered.shape == expected.shape else float("inf")
-    if not difference <= TOLERANCE:
-        raise ExportFailed(
-            f"expected MLflow to load v{model.version.number} of {model.version.dataset} with the model's own "
-            f"probabilities within {TOLERANCE:g}; they differ by up to {difference:.2g}; the model was not sent; "
-            "install the versions of keras and mlflow-skinny that requirements.lock names"
-        )
-
-
-@contextmanager
-def _silent_keras() -> Iterator[None]:
-    """Keep the bar off standard output with which Keras shows that it predicts."""
-    import keras
-
-    was_on = keras.config.is_interactive_logging_enabled()
-    keras.config.disable_interactive_logging()
-    try:
-        yield
-    finally:
-        if was_on:
-            keras.config.enable_interactive_logging()

@@ -207,18 +207,20 @@ def test_a_call_that_was_killed_is_completed_by_the_next_one(
 ):
     name = f"killed {place.strip('/').replace('/', '-')}"
     environment = clean_environment(tmp_path, IDXFLOW_STORE=os.environ["IDXFLOW_STORE"])
-    with front_of(server) as front:
-        with Command("share", "mlflow", "tiny", "--at", front.address, "--name", name, env=environment) as command:
+    with (
+        front_of(server) as front,
+        Command("share", "mlflow", "tiny", "--at", front.address, "--name", name, env=environment) as command,
+    ):
 
-            def kill(method: str, path: str) -> int | None:
-                # The second one, so that something of this kind has been done.
-                if place in path and sum(place in asked for asked in front.asked) == 2:
-                    os.kill(command.pid, signal.SIGKILL)
-                return None
+        def kill(method: str, path: str) -> int | None:
+            # The second one, so that something of this kind has been done.
+            if place in path and sum(place in asked for asked in front.asked) == 2:
+                os.kill(command.pid, signal.SIGKILL)
+            return None
 
-            front.before = kill
-            command.communicate(240)
-            assert command.wait() != 0
+        front.before = kill
+        command.communicate(240)
+        assert command.wait() != 0
     completed = share(capsys, "--at", server, "--name", name)
     assert completed["code"] == 0
     assert completed["sent"]
@@ -277,7 +279,7 @@ def test_a_deleted_experiment_is_not_written_to(server: str, capsys: pytest.Capt
     "flows.sharing.mlflow_place:_of_mlflow:2",
     "flows.sharing.mlflow_place:_failures",
     "flows.sharing.mlflow_runs:_experiment:2",
-    "flows.sharing.mlflow_models:_save",
+    "tasks.serving.mlflow_model:save",
 )
 def test_a_database_gets_the_same_and_its_files_lie_beside_it(
     runs: tuple[Store, list[RunRecord]],
