@@ -12,7 +12,7 @@
     │   └── DamagedEntry
     ├── TrainingFailed
     ├── ExportFailed
-    ├── LineageNotSent
+    ├── SharingFailed
     ├── WorkersFailed
     ├── PrefectFailed
     ├── OutputFailed
@@ -159,8 +159,8 @@ class ExportFailed(IdxflowError):
     """An exported model does not reproduce the model's own predictions; nothing was written."""
 
 
-class LineageNotSent(IdxflowError):
-    """A server did not take the events of a lineage; those that it took can be sent again."""
+class SharingFailed(IdxflowError):
+    """What runs or events are sent to cannot be reached, or refuses them; what was sent stays."""
 
 
 class PrefectFailed(IdxflowError):

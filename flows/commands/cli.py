@@ -40,6 +40,7 @@ from flows.commands import (
     run,
     runs,
     serve,
+    share,
     status,
     suspects,
     tune,
@@ -115,7 +116,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         promote.promote,
         rollback.rollback,
     ),
-    "Reports": (status.status, runs.app, report.report, reproduce.reproduce),
+    "Reports": (status.status, runs.app, report.report, reproduce.reproduce, share.app),
     "Operate": (up.up, serve.serve, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""

@@ -21,6 +21,8 @@ BEGINNINGS = {
     ".csv": (b"row,label,",),
     ".html": (b"<!doctype html", b"<html"),
     ".jsonl": (b'{"eventtime"',),
+    # The metadata of a model card.
+    ".md": (b"---",),
 }
 """The first bytes of a file of each kind, in lower case."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flows.alerts.receiver import NotDelivered, within
-from storage.errors import ConfigError, LineageNotSent
+from storage.errors import ConfigError, SharingFailed
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -38,7 +38,7 @@ class Server:
             advance: called with how many it has taken.
 
         Raises:
-            LineageNotSent: it cannot be reached, or did not take one.
+            SharingFailed: it cannot be reached, or did not take one.
         """
         transport = _transport(self.url)
         try:
@@ -57,7 +57,7 @@ class Server:
         try:
             within(SECONDS, post)
         except NotDelivered as error:
-            raise LineageNotSent(
+            raise SharingFailed(
                 f"expected {self.url} to take {of:,} OpenLineage events; {error} after {number:,}; give the address of "
                 f"a server that takes them at api/v1/lineage, and its key, if it needs one, in {KEY_VARIABLE}; what "
                 "was sent can be sent again"

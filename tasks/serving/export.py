@@ -274,7 +274,7 @@ def _keras_model(model: Model, path: Path) -> Any:
         own_network.export(path, architecture, weights, statistics)
     else:
         network.export(path, architecture, weights, statistics, model.image_shape)
-    return _reopened(path, isinstance(architecture, OwnNetwork))
+    return reopened(path, isinstance(architecture, OwnNetwork))
 
 
 def _parts(model: Model) -> tuple[network.Architecture | OwnNetwork, network.Weights, scaling.Statistics]:
@@ -291,7 +291,7 @@ def _unsaved_keras_model(model: Model, folder: Path) -> Any:
     return keras_model
 
 
-def _reopened(path: Path, own: bool = False) -> Any:
+def reopened(path: Path, own: bool = False) -> Any:
     """Load the Keras model in a `.keras` file, accepting only the kinds of layers that idxflow writes.
 
     Args:

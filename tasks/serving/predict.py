@@ -86,14 +86,8 @@ class Model:
 
     @property
     def pixel_range(self) -> tuple[int, int]:
-        """The values of black and white in the training data, such as 0 and 255.
-
-        By the rule of the data checks (`storage.datasets.manifest.Limits`): if the training pixels come nowhere near
-        0 or 255, their own minimum or maximum. Models of earlier versions have no record of it: 0 and 255.
-        """
-        darkest, brightest = self.record.pixel_range or (0, 255)
-        usual = Limits()
-        return 0 if darkest <= usual.max_pixel_min else darkest, 255 if brightest >= usual.min_pixel_max else brightest
+        """The values of black and white in the training data, such as 0 and 255: `pixel_range`."""
+        return pixel_range(self.record)
 
     def predict(self, images: np.ndarray) -> Predictions:
         """Classify raw images.
@@ -129,6 +123,20 @@ class Model:
     def looks_inverted(self, images: np.ndarray) -> np.ndarray:
         """Tell which images are bright where the training images are dark: `look_inverted`."""
         return look_inverted(images, self.mean_image, self.pixel_range)
+
+
+def pixel_range(record: TrainedModel | None) -> tuple[int, int]:
+    """Return the values of black and white in the training data, such as 0 and 255.
+
+    By the rule of the data checks (`storage.datasets.manifest.Limits`): if the training pixels come nowhere near 0 or
+    255, their own minimum or maximum. Models of earlier versions have no record of it: 0 and 255.
+
+    Args:
+        record: None if it is no longer in the store.
+    """
+    darkest, brightest = (record and record.pixel_range) or (0, 255)
+    usual = Limits()
+    return 0 if darkest <= usual.max_pixel_min else darkest, 255 if brightest >= usual.min_pixel_max else brightest
 
 
 def look_inverted(images: np.ndarray, mean_image: np.ndarray, pixel_range: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ OVERVIEW = {
     "Run": ["run", "validate", "backfill", "tune", "watch"],
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine", "labels"],
     "Models": ["predict", "export", "diagnose", "drift", "registry", "lineage", "promote", "rollback"],
-    "Reports": ["status", "runs", "report", "reproduce"],
+    "Reports": ["status", "runs", "report", "reproduce", "share"],
     "Operate": ["up", "serve", "alerts", "doctor", "verify", "copy", "gc", "prefect"],
 }
 

@@ -70,6 +70,9 @@ COMMANDS: dict[str, list[str]] = {
     "runs diff": ["tiny", "latest", "champion", "--store", "STORE"],
     "runs list": ["tiny", "--store", "STORE"],
     "serve": [],
+    "share card": ["tiny", "--store", "STORE"],
+    "share mlflow": ["tiny", "--at", "sqlite:///TMP/mlflow.db", "--store", "STORE"],
+    "share tensorboard": ["tiny", "--logdir", "TMP/logs", "--store", "STORE"],
     "suspects": ["tiny", "--store", "STORE"],
     "status": ["--store", "STORE"],
     "tune": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--trials", "1", "--store", "STORE"],
@@ -81,7 +84,7 @@ COMMANDS: dict[str, list[str]] = {
 """Each command, by its words, with arguments that have it print something."""
 NEED_SERVERS = {"backfill", "run", "serve", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
-NEED_LIBRARIES = {"export", "doctor", "reproduce", "tune"}
+NEED_LIBRARIES = {"export", "doctor", "reproduce", "share mlflow", "tune"}
 """These load TensorFlow, which takes seconds: their help, too."""
 ONCE = {"alerts add", "alerts remove", "dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""
@@ -102,6 +105,8 @@ JSON = {
     "registry show",
     "report",
     "runs list",
+    "share card",
+    "share tensorboard",
     "status",
     "suspects",
     "verify",
@@ -173,7 +178,7 @@ def test_so_is_it_with_json(command: str, world: Path, errors: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command", ["", *sorted({*COMMANDS, "alerts", "dataset", "labels", "quarantine", "registry", "runs"})]
+    "command", ["", *sorted({*COMMANDS, "alerts", "dataset", "labels", "quarantine", "registry", "runs", "share"})]
 )
 def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.MonkeyPatch):
     assert on_full_disk([*command.split(), "--help"], errors, monkeypatch) == 1

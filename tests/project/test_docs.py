@@ -76,7 +76,16 @@ def test_the_readme_shows_the_two_commands():
 @pytest.mark.parametrize("command", commands("idxflow"))
 def test_idxflow_commands_exist(command: str):
     words = shlex.split(command)[1:]
-    named = {"alerts": 2, "dataset": 2, "quarantine": 2, "labels": 2, "registry": 2, "runs": 2, "prefect": 3}
+    named = {
+        "alerts": 2,
+        "dataset": 2,
+        "quarantine": 2,
+        "labels": 2,
+        "registry": 2,
+        "runs": 2,
+        "share": 2,
+        "prefect": 3,
+    }
     subcommand = [] if words[0].startswith("-") else words[: named.get(words[0], 1)]
     text = help_of(*subcommand)
     for option in [w.split("=")[0] for w in words if w.startswith("--")]:

@@ -27,8 +27,10 @@ OWN_CODE = Path("tasks/model/own_code.py")
 """What runs the function that makes a user's own model (see SECURITY.md)."""
 HEAVY = {
     "distributed",
+    "mlflow",
     "openlineage",
     "optuna",
+    "tensorboard",
     "tensorflow",
     "keras",
     "great_expectations",
@@ -110,7 +112,8 @@ RUN_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "sh
 """Modules that run what a file says when they read it, or read what may be code."""
 CALLS = {"eval", "exec", "compile", "__import__", "load_model", "load_module", "exec_module", "model_from_json"}
 CALLS |= {"enable_unsafe_deserialization", "system", "popen", "literal_eval", "from_string", "unsafe_load", "full_load"}
-HARMLESS = {("re", "compile"), ("platform", "system")}
+# MLflow loads what the same function has just written, by Keras in its safe mode.
+HARMLESS = {("re", "compile"), ("platform", "system"), ("pyfunc", "load_model")}
 FLAGS = {"allow_pickle": False, "shell": False, "safe_mode": True, "autoescape": True, "verify": True}
 """Arguments that may only have this value, where they are given."""
 

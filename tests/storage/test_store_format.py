@@ -195,6 +195,7 @@ USES = {
     "copy": ("copy", "store", "copied"),
     "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
     "export": ("export", "tiny"),
+    "share": ("share", "card", "tiny"),
     "serve": ("serve", "--port", "0"),
     "diagnose": ("diagnose", "tiny"),
     "drift": ("drift", "tiny", "tiny-source", "--dataset-file", "tiny.toml"),

@@ -215,7 +215,7 @@ def test_an_export_that_answers_differently_is_not_there(model: Model, tmp_path:
     assert export(model, "onnx", tmp_path / "export").difference <= TOLERANCE
 
 
-@pytest.mark.remedies("tasks.serving.export:_reopened")
+@pytest.mark.remedies("tasks.serving.export:reopened")
 def test_a_keras_file_with_other_layers_is_not_loaded(model: Model, tmp_path: Path):
     network.tensorflow()
     import keras
@@ -224,11 +224,11 @@ def test_a_keras_file_with_other_layers_is_not_loaded(model: Model, tmp_path: Pa
     with network.without_copy_warning():
         keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x)]).save(path)
     with pytest.raises(DamagedEntry, match=r"expected a Keras model as idxflow writes it; .*Lambda"):
-        exports._reopened(path)
+        exports.reopened(path)
     path.write_bytes(b"PK")
     with pytest.raises(DamagedEntry, match="expected a Keras model .*; export it again"):
-        exports._reopened(path)
-    exports._reopened(export(model, "keras", tmp_path / "again").folder / "model.keras")
+        exports.reopened(path)
+    exports.reopened(export(model, "keras", tmp_path / "again").folder / "model.keras")
 
 
 def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):

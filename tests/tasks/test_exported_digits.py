@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
 
+from flows.commands.cli import run_command
 from storage.datasets import catalog
+from storage.records import Evaluation
 from storage.registry import Registry
 from storage.store import Store
 from tasks.report.model_card import model_card
@@ -23,8 +26,16 @@ from tasks.sources import embedded
 from tests.support.runs import run_without_prefect
 from tests.support.servers import clean_environment
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
 DIGITS = catalog.find("digits")
 IMAGES = embedded.digits()["test-images"]
+SECTIONS = [
+    *("Model details", "How to use it", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"),
+    *("Training", "Quantitative analyses", "Ethical considerations", "Caveats and recommendations", "Licence"),
+    "What exactly this is",
+]
 # Its code line that says where the user's own images go.
 IMAGES_OF_THE_CARD = "images = np.zeros((5, 8, 8), np.float32)"
 
@@ -77,7 +88,7 @@ def test_the_card_says_what_the_model_is(model: Model, exported: Mapping[str, Pa
     card = (exported["onnx"] / "README.md").read_text(encoding="utf-8")
     _, header, text = card.split("---\n", 2)
     (index,) = yaml.safe_load(header)["model-index"]
-    assert index["results"][0]["metrics"] == [{"type": "accuracy", "value": model.version.test_accuracy}]
+    assert index["results"][0]["metrics"][0] == {"type": "accuracy", "value": model.version.test_accuracy}
     for said in (
         f"# {DIGITS.title}: version 1 of digits",
         f"Licence of the data: {DIGITS.licence}",
@@ -95,6 +106,71 @@ def test_the_card_says_what_the_model_is(model: Model, exported: Mapping[str, Pa
         f"| {name}" for name in DIGITS.classes
     }
     assert str(model.store.root) not in card
+
+
+@pytest.mark.parametrize("kind", ["keras", "litert"])
+def test_the_hub_reads_the_metadata_of_the_card_of_an_export(model: Model, exported: Mapping[str, Path], kind: str):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(exported[kind] / "README.md")
+    check_metadata(card, model)
+    assert card.data.library_name == {"keras": "keras", "litert": None}[kind]
+    assert card.data.license is None
+
+
+@pytest.mark.parametrize(
+    ("licence", "word", "name"),
+    [
+        ("Apache 2.0", "apache-2.0", None),
+        ("CC BY-SA 4.0", "cc-by-sa-4.0", None),
+        ("House Rules", "other", "house-rules"),
+    ],
+)
+def test_a_card_by_itself_has_the_same_and_the_licence_that_was_chosen(
+    model: Model, capsys: pytest.CaptureFixture[str], licence: str, word: str, name: str | None
+):
+    from huggingface_hub import ModelCard
+
+    store = str(model.store.root)
+    assert run_command(["share", "card", "digits", "--licence", licence, "--store", store]) == 0
+    text = capsys.readouterr().out
+    card = ModelCard(text)
+    check_metadata(card, model)
+    assert (card.data.license, card.data.to_dict().get("license_name")) == (word, name)
+    assert f"- Licence of the model: {licence}" in text
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
+    assert "idxflow export digits --version 1" in text
+    assert "| ink: least ink | " in text
+    assert store not in text
+
+
+def check_metadata(card: ModelCard, model: Model) -> None:
+    """What the Hub's own reader makes of the results: one for each measure, those of classes as means."""
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert [*results] == ["accuracy", "precision", "recall", "f1"]
+    evaluation = model.store.get("digits", "evaluate", model.version.evaluation, Evaluation)
+    assert results["accuracy"].metric_value == evaluation.accuracy
+    mean = np.mean([score.recall for score in evaluation.per_class])
+    assert results["recall"].metric_value == pytest.approx(mean)
+    assert {(one.task_type, one.dataset_type, one.dataset_split) for one in results.values()} == {
+        ("image-classification", "digits", "test")
+    }
+    assert card.data.model_name == "digits v1"
+    assert (card.data.pipeline_tag, card.data.datasets) == ("image-classification", ["digits"])
+
+
+def test_a_card_of_a_version_goes_to_a_file_and_never_over_another_one(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["share", "card", "digits", "--version", "1", "--store", str(model.store.root), "--out"]
+    assert run_command([*words, str(tmp_path / "card.md")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'card.md'}\n"
+    assert run_command([*words[:-1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["card"] == (tmp_path / "card.md").read_text(encoding="utf-8")
+    (tmp_path / "notes.md").write_text("mine")
+    assert run_command([*words, str(tmp_path / "notes.md")]) == 2
+    assert "expected --out to be a new file, or one that holds MD" in capsys.readouterr().err
+    assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_a_card_is_made_from_what_is_left_and_its_texts_cannot_break_it(model: Model):

@@ -1,0 +1,1 @@
+"""Sends runs and models to other tools: an MLflow server or database, TensorBoard."""
