@@ -34,12 +34,18 @@ from tests.support import commands, refusals, users
 from tests.support.forkserver import end_with_parent
 
 LATER = (
+    "PIL.JpegImagePlugin",
     "alembic.command",
+    "anyio._backends._asyncio",
     "cyclopts.help",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
+    "flows.alerts.delivery",
     "flows.commands.cli",
     "flows.retrain",
+    "flows.service.client",
+    "flows.terminal.console",
+    "flows.terminal.timings",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "matplotlib.style",
@@ -47,8 +53,10 @@ LATER = (
     "prefect.server.api.server",
     "prefect.task_engine",
     "prefect.utilities.visualization",
+    "pyarrow.pandas_compat",
     "rich.markdown",
-    "sklearn.datasets",
+    "sklearn.datasets.data",
+    "sklearn.datasets.descr",
     "sklearn.model_selection",
     "tests.support.operated",
     "uvicorn",
@@ -62,6 +70,7 @@ def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
     from prefect import plugins
+    from sqlalchemy.orm import configure_mappers
 
     from expectations import engine
     from flows.preload import STEPS
@@ -80,6 +89,8 @@ def load() -> None:
         import_module(name)
     # The blocks and workers of other packages, which each server looks for when it starts.
     plugins.load_prefect_collections()
+    # The tables of Prefect, which each server would relate to each other when it asks for the first row.
+    configure_mappers()
     write_settings_quickly()
     fill_new_databases()
     prepare_models_of_prefect()
@@ -101,7 +112,7 @@ def prepare_models_of_prefect() -> None:
 
 
 def prepare_routes_of_prefect() -> None:
-    """Have FastAPI prepare the routes of Prefect's server, which takes each server most of a second when it is asked."""
+    """Have FastAPI prepare the routes of Prefect's server: each takes most of a second for that when it is asked."""
     from fastapi import routing
     from prefect.server.api import server
 
@@ -295,7 +306,10 @@ def up() -> None:
 
 
 def fill_new_databases() -> None:
-    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds."""
+    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds.
+
+    Those that are as the copy are not looked through for what is to be changed, for which it reads all its migrations.
+    """
     from prefect.server.database import interface
 
     from flows.service import sqlite
@@ -307,11 +321,21 @@ def fill_new_databases() -> None:
         file, kept = sqlite.configured(), KEPT / "prefect.db"
         if file and os.access(kept, os.R_OK):
             with closing(sqlite3.connect(kept)) as source, closing(sqlite3.connect(file, timeout=60)) as new:
-                if not new.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if not _tables(new):
                     source.backup(new)
+                if _tables(new) == _tables(source) and _migration(new) == _migration(source):
+                    return
         own()
 
     interface.alembic_upgrade = upgrade
+
+
+def _tables(database: sqlite3.Connection) -> list[tuple[str, str]]:
+    return database.execute("SELECT name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+
+
+def _migration(database: sqlite3.Connection) -> list[tuple[str]]:
+    return database.execute("SELECT version_num FROM alembic_version").fetchall()
 
 
 def _deploying() -> type:
