@@ -34,12 +34,18 @@ from tests.support import commands, refusals, users
 from tests.support.forkserver import end_with_parent
 
 LATER = (
+    "PIL.JpegImagePlugin",
     "alembic.command",
+    "anyio._backends._asyncio",
     "cyclopts.help",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
+    "flows.alerts.delivery",
     "flows.commands.cli",
     "flows.retrain",
+    "flows.service.client",
+    "flows.terminal.console",
+    "flows.terminal.timings",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "matplotlib.style",
@@ -47,8 +53,10 @@ LATER = (
     "prefect.server.api.server",
     "prefect.task_engine",
     "prefect.utilities.visualization",
+    "pyarrow.pandas_compat",
     "rich.markdown",
-    "sklearn.datasets",
+    "sklearn.datasets.data",
+    "sklearn.datasets.descr",
     "sklearn.model_selection",
     "tests.support.operated",
     "uvicorn",
@@ -62,6 +70,7 @@ def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
     from prefect import plugins
+    from sqlalchemy.orm import configure_mappers
 
     from expectations import engine
     from flows.preload import STEPS
@@ -80,9 +89,12 @@ def load() -> None:
         import_module(name)
     # The blocks and workers of other packages, which each server looks for when it starts.
     plugins.load_prefect_collections()
+    # The tables of Prefect, which each server would relate to each other when it asks for the first row.
+    configure_mappers()
     write_settings_quickly()
     fill_new_databases()
     prepare_models_of_prefect()
+    prepare_routes_of_prefect()
     prepare_report()
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
@@ -97,6 +109,28 @@ def prepare_models_of_prefect() -> None:
         models += model.__subclasses__()
         if model.__module__.startswith("prefect.") and not model.__pydantic_complete__:
             model.model_rebuild(raise_errors=False)
+
+
+def prepare_routes_of_prefect() -> None:
+    """Have FastAPI prepare the routes of Prefect's server: each takes most of a second for that when it is asked."""
+    from fastapi import routing
+    from prefect.server.api import server
+
+    prepare = routing._EffectiveRouteContext.from_api_route
+    prepared: dict[tuple[int, str], Any] = {}
+
+    def from_api_route(*, original_route: Any, include_context: Any) -> Any:
+        # Of the routes that Prefect's modules have, and a server includes as the one before did.
+        place = id(original_route), include_context.prefix
+        return prepared.get(place) or prepare(original_route=original_route, include_context=include_context)
+
+    application = server.create_api_app(ignore_cache=True)
+    server.API_APP_CACHE.clear()
+    for included in application.routes:
+        if isinstance(included, routing._IncludedRouter):
+            for context in included.effective_route_contexts():
+                prepared[id(context.original_route), included.include_context.prefix] = context
+    routing._EffectiveRouteContext.from_api_route = from_api_route  # type: ignore[method-assign,assignment]
 
 
 def prepare_report() -> None:
@@ -272,7 +306,10 @@ def up() -> None:
 
 
 def fill_new_databases() -> None:
-    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds."""
+    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds.
+
+    Those that are as the copy are not looked through for what is to be changed, for which it reads all its migrations.
+    """
     from prefect.server.database import interface
 
     from flows.service import sqlite
@@ -284,11 +321,21 @@ def fill_new_databases() -> None:
         file, kept = sqlite.configured(), KEPT / "prefect.db"
         if file and os.access(kept, os.R_OK):
             with closing(sqlite3.connect(kept)) as source, closing(sqlite3.connect(file, timeout=60)) as new:
-                if not new.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if not _tables(new):
                     source.backup(new)
+                if _tables(new) == _tables(source) and _migration(new) == _migration(source):
+                    return
         own()
 
     interface.alembic_upgrade = upgrade
+
+
+def _tables(database: sqlite3.Connection) -> list[tuple[str, str]]:
+    return database.execute("SELECT name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+
+
+def _migration(database: sqlite3.Connection) -> list[tuple[str]]:
+    return database.execute("SELECT version_num FROM alembic_version").fetchall()
 
 
 def _deploying() -> type:
