@@ -11,11 +11,14 @@ from storage.datasets.manifest import COLUMN
 from storage.errors import DamagedEntry
 from storage.formats import members, predictions, split_rows
 from storage.records import Paired
+from storage.runtime import cancellation
 from tasks.gate import criteria, slices
 from tasks.gate.judging import Candidate, Evidence, Incumbent
 from tasks.slicing import cuts, label_columns, measures
 from tasks.slicing.columns import Column
 from tasks.slicing.cuts import Cut, Tally
+from tasks.slicing.measures import Blocks
+from tasks.ui import progress
 
 
 class _Slice:
@@ -39,10 +42,11 @@ def gather(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -
         ConfigError: the label files have no column that `[slices]` names.
         DamagedEntry: the labels or a model's answers cannot be read.
     """
-    counters = _slices(dataset, candidate)
-    paired = compare(dataset, candidate, champion, counters)
-    if not counters:
-        return Evidence(paired)
+    if not dataset.slices.by:
+        return Evidence(compare(dataset, candidate, champion))
+    with progress.working("decide"):
+        counters = _slices(dataset, candidate)
+        paired = compare(dataset, candidate, champion, counters)
     found = slices.scores(dataset.slices, [counter.tally for counter in counters], paired is not None)
     return Evidence(paired, found)
 
@@ -113,5 +117,11 @@ def _cut(dataset: Dataset, candidate: Candidate, by: str) -> tuple[Cut | None, C
             raise ValueError(f"expected the archives of the test labels, of which [slices] names {by}; found none")
         values = label_columns.read(dataset, candidate.test_labels, test, int(column[1]))
         return cuts.by_value(by, values, parts), values
-    values = measures.measured(by, split_rows.blocks(test))
+    values = measures.measured(by, _cancellable(split_rows.blocks(test)))
     return cuts.by_quantile(by, values, parts), values
+
+
+def _cancellable(blocks: Blocks) -> Blocks:
+    for block in blocks:
+        cancellation.check()
+        yield block

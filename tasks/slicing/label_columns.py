@@ -10,7 +10,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.formats import idx, members, parquet, split_rows
 from storage.records import Archive, Split
-from tasks.slicing.columns import ROWS, Column
+from tasks.slicing.columns import Column
 
 
 def read(dataset: Dataset, labels: Archive, split: Split, number: int) -> Column:
@@ -56,7 +56,7 @@ def _numbers(dataset: Dataset, labels: Archive, number: int) -> Iterator[np.ndar
     for archive in members.of(labels):
         with idx.Reader(archive.file) as reader:
             _check_column(dataset, reader, number)
-            for block in reader.blocks(ROWS):
+            for block in reader.blocks(parquet.ROW_GROUP):
                 yield block.reshape(len(block), -1)[:, number].astype(np.float64)
 
 

@@ -229,6 +229,20 @@ def test_the_model_and_the_champion_disagree_on_what_the_paired_test_counts(stor
         assert changed.diagonal().sum() == paired["net"]
 
 
+def test_the_gate_and_the_test_results_divide_by_the_same_quarters(story: Story) -> None:
+    for name in ("first", "promoted", "kept"):
+        values = story.published(name)
+        judged = [s for s in values["decision"]["slices"] if s["by"] == "slant"]
+        quarters = [s for s in values["test"]["slices"] if s["by"] == "slant"]
+        assert [(s["lowest"], s["highest"], s["rows"], s["right"]) for s in judged] == [
+            (s["from"], s["to"], s["rows"], s["correct"]) for s in quarters
+        ]
+        assert len(judged) == 4
+        recalls = {c["name"]: c["recall"] for c in values["test"]["per_class"]}
+        by_class = [s for s in values["decision"]["slices"] if s["by"] == "class"]
+        assert {s["name"]: s["accuracy"] for s in by_class} == {f"class {n}": recall for n, recall in recalls.items()}
+
+
 def test_the_lineage_names_every_step_s_code_and_libraries(story: Story) -> None:
     lineage = story.published("kept")["lineage"]
     assert {"decode train", "validate", "normalize", "train", "evaluate", "decide"} <= lineage["code"].keys()

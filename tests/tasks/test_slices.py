@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flows import pipeline
+from flows.run import Job
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import MEASURES, Slices
@@ -28,10 +31,12 @@ from tasks.gate.judging import Candidate, Evidence, Incumbent, judge
 from tasks.gate.known import check_slices
 from tasks.quarantine import quarantine
 from tasks.scoring.scores import by_class
-from tasks.slicing import cuts, label_columns, measures
+from tasks.slicing import columns, cuts, label_columns, measures
 from tasks.slicing.columns import Column
 from tests.conftest import TinyFactory, bars
 from tests.support.listed_archives import write_listed
+from tests.support.memory import peak
+from tests.support.runs import Unconfirmed, run_without_prefect
 
 ROWS = 240
 LABELS = np.arange(ROWS) % 3
@@ -139,10 +144,9 @@ class World:
 def world(store: Store, tiny: TinyFactory) -> Callable[..., World]:
     """Make a world: `world(by=("class",), …)` has these settings of `[slices]`."""
 
-    def made(columns: bool = True, **settings: Any) -> World:
-        manifest = f"label_column = 0\n{LOW}" if columns else LOW
-        world = World(store, tiny(test=ROWS, manifest=manifest, arrays=OF_COLUMNS if columns else {}))
-        return world.having(**settings)
+    def made(**settings: Any) -> World:
+        dataset = tiny(test=ROWS, manifest=f"label_column = 0\n{LOW}", arrays=OF_COLUMNS)
+        return World(store, dataset).having(**settings)
 
     return made
 
@@ -424,6 +428,51 @@ def test_the_index_of_decisions_has_no_slices(world: Callable[..., World]):
     sliced = world(by=("class", "ink"))
     sliced.settle("1", [3])
     assert not {"slices", "slicing"} & sliced.registry.decisions()[0].keys()
+
+
+def test_a_run_refuses_a_model_below_a_floor_of_a_slice_and_needs_columns_before_it_trains(
+    store: Store, tiny: TinyFactory
+):
+    labels = {"train-labels": TRAIN_COLUMNS, "test-labels": COLUMNS[:30]}
+
+    def unconfirmed(job: Job, _: pipeline.Caller) -> None:
+        pipeline.to_decision(job, Unconfirmed())
+
+    def run(slices: str) -> dict[str, Any]:
+        manifest = tiny(manifest=f"label_column = 0\n{LOW}[slices]\n{slices}\n", arrays=labels).manifest
+        return run_without_prefect(store, dataset_file=str(manifest), to=unconfirmed)
+
+    missing = run('by = ["column 3"]')
+    assert (missing["state"], missing["error"]["exit_code"]) == ("failed", 2)
+    assert "train" not in missing["steps"]
+    refused = run('by = ["column 1"]\n[slices.floors]\n"column 1 = 7" = 0.5')
+    assert (refused["state"], refused["error"]["exit_code"], refused["version"]) == ("refused", 5, None)
+    assert "accuracy on the slice column 1 = 7 is unknown: it has no test rows" in refused["sentence"]
+    promoted = run('by = ["column 1"]\n[slices.floors]\n"column 1 = 0" = 0.5')
+    assert promoted["state"] == "promoted"
+    assert promoted["steps"]["train"]["reused"]
+
+
+def test_the_memory_of_slices_does_not_grow_with_the_test_rows(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(columns, "ROWS", 4000)
+    taken = []
+    for parts in (3, 9):
+        rows = parts * 5000
+        values = bars(30, rows, 3, (3, 2)) | {"train-labels": TRAIN_COLUMNS[:30]}
+        values["test-labels"] = np.stack([np.arange(rows) % 3, np.arange(rows)], axis=1).astype(np.int32)
+        folder, place = tmp_path / str(parts), Store(tmp_path / f"store-{parts}")
+        folder.mkdir()
+        place.prepare()
+        monkeypatch.setattr(split_rows, "PART_ROWS", 5000)
+        sliced = World(place, write_listed(folder, values, (30,), True, "label_column = 0\n", (rows,)))
+        sliced.having(by=("class", "ink", "column 1"))
+        candidate = sliced.candidate("1", range(0, rows, 7))
+        assert sliced.test.parts == parts
+        gather(sliced.dataset, candidate, None)
+        taken.append(peak(partial(gather, sliced.dataset, candidate, None)))
+    assert taken[1] - taken[0] < 60_000
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
