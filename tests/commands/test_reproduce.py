@@ -200,6 +200,14 @@ def test_a_version_names_its_run_and_json_has_everything(world: World, idxflow: 
     }
 
 
+def test_a_data_set_of_the_catalog_is_reproduced(idxflow: Call, tmp_path: Path):
+    store = Store(tmp_path / "store")
+    assert run_without_prefect(store, epochs=1)["error"] is None
+    code, out, err = idxflow("digits", "--store", str(store.root))
+    assert (code, err) == (0, "")
+    assert out.endswith(" of digits: reproduced: all 14 digests are the same\n")
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_the_first_step_with_another_digest_is_named(world: World, once: Reproduction, tmp_path: Path, name: str):
     store = writable_copy(world.store.root, tmp_path)
@@ -262,6 +270,18 @@ def test_the_same_result_of_other_code_is_reproduced(world: World, idxflow: Call
     code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
     assert code == 0
     assert out.splitlines()[-1] == "that is so although tasks.train changed since"
+
+
+def test_a_step_that_fails_now_is_named(world: World, idxflow: Call, tmp_path: Path):
+    store = writable_copy(world.store.root, tmp_path)
+    remade(store, world.second, "quarantine", lambda origin: origin["parameters"].update(max_share=0.0))
+    code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
+    assert code == 7
+    lines = out.splitlines()
+    assert "of tiny: quarantine differs first: it fails now: tiny: expected at most 0% of the 120 rows of " in lines[-1]
+    assert next(line for line in lines if line.endswith("not compared")).startswith("quarantine rows set aside ")
+    values = json.loads(idxflow("tiny", "latest", "--store", str(store.root), "--json")[1])
+    assert (values["first"], values["why"], values["failed"]["step"]) == ("quarantine", None, "quarantine")
 
 
 def test_an_older_run_says_what_it_did_not_record(world: World, once: Reproduction, tmp_path: Path):
