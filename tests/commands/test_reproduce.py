@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows import pipeline, retrain
@@ -22,9 +23,10 @@ from flows.reproducing.again import Reproduction
 from flows.reproducing.comparing import Comparison, compared, recorded_results
 from flows.reproducing.recorded import recorded
 from flows.run import Request
+from storage import released
 from storage.copying import copy
 from storage.files import read_json, sealed
-from storage.formats import split_rows
+from storage.formats import quarantined, split_rows
 from storage.records import RunRecord
 from storage.runtime import progress
 from storage.store import ENTRY, Store, plan_of
@@ -264,8 +266,12 @@ def test_the_cause_is_code_a_library_or_the_processor(world: World, once: Reprod
     assert {each.name for each in found.changed} == {"tasks.model.fitting", "tensorflow"}
 
 
-def test_the_same_result_of_other_code_is_reproduced(world: World, idxflow: Call, tmp_path: Path):
+def test_the_same_result_of_other_code_is_reproduced_with_the_rows_released_then(
+    world: World, idxflow: Call, tmp_path: Path
+):
     store = writable_copy(world.store.root, tmp_path)
+    aside = pq.read_table(entry_of(store, world.second, "quarantine") / quarantined.FILE).column("digest").to_pylist()
+    assert released.release(store, "tiny", dict.fromkeys(aside, "today")) == 1
     remade(store, world.second, "train", lambda origin: origin["code"].update({"tasks.train": "0" * 16}))
     code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
     assert code == 0
@@ -275,13 +281,17 @@ def test_the_same_result_of_other_code_is_reproduced(world: World, idxflow: Call
 def test_a_step_that_fails_now_is_named(world: World, idxflow: Call, tmp_path: Path):
     store = writable_copy(world.store.root, tmp_path)
     remade(store, world.second, "quarantine", lambda origin: origin["parameters"].update(max_share=0.0))
-    code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
+    code, out, _ = idxflow("tiny", "latest", "--store", str(store.root), "--json")
     assert code == 7
-    lines = out.splitlines()
-    assert "of tiny: quarantine differs first: it fails now: tiny: expected at most 0% of the 120 rows of " in lines[-1]
-    assert next(line for line in lines if line.endswith("not compared")).startswith("quarantine rows set aside ")
-    values = json.loads(idxflow("tiny", "latest", "--store", str(store.root), "--json")[1])
+    values = json.loads(out)
+    assert values["sentence"].startswith(
+        "quarantine differs first: it fails now: tiny: expected at most 0% of the 120 rows of train to be set aside; "
+    )
     assert (values["first"], values["why"], values["failed"]["step"]) == ("quarantine", None, "quarantine")
+    assert {line["step"] for line in values["steps"] if line["same"]} == {
+        *(name for name in STEPS if name.startswith(("fetch", "decode", "audit"))),
+        *("fetch train-labels", "fetch test-images", "fetch test-labels", "decode test"),
+    }
 
 
 def test_an_older_run_says_what_it_did_not_record(world: World, once: Reproduction, tmp_path: Path):
@@ -427,11 +437,9 @@ def test_a_run_of_the_past_has_the_archives_of_then_also_in_parts(
     # Another manifest does not count.
     text = manifest.read_text(encoding="utf-8").replace('"bar 0"', '"no bar"')
     manifest.write_text(f"{text}\n[limits]\nmax_blank = 0.5\n", encoding="utf-8")
-    code, out, err = idxflow("listed", "champion", "--store", str(store.root))
-    assert (code, err) == (0, "")
-    assert out.endswith("of listed: reproduced: all 13 digests are the same\n")
-    code, _, err = idxflow("listed", "champion", "--store", str(store.root), "--dataset-file", str(manifest))
+    code, out, err = idxflow("listed", "champion", "--store", str(store.root), "--dataset-file", str(manifest))
     assert code == 0
+    assert out.endswith("of listed: reproduced: all 13 digests are the same\n")
     assert "no longer as the run had it, which is what counts here: classes: the run used [" in err
     assert "; [limits] max_blank: the run used 0, the manifest now says 0.5" in err
 
