@@ -359,12 +359,17 @@ def test_an_archive_that_is_gone_or_damaged_is_fetched_again(world: World, idxfl
     assert "digests are the same that can be compared; 3 cannot" in out
 
 
-@pytest.mark.remedies("flows.reproducing.recorded:config_of")
+@pytest.mark.remedies("flows.reproducing.recorded:_of_another_version")
 def test_without_parameters_a_run_cannot_be_made_again(world: World, idxflow: Call, tmp_path: Path):
     store = writable_copy(world.store.root, tmp_path)
     rewritten(ledger_file(store, world.first), lambda values: values.pop("config"))
     words = ("--store", str(store.root))
     # What its training was made from has them, too.
+    rewritten(ledger_file(store, world.first), lambda values: values["decision"].update(policy="another"))
+    code, _, err = idxflow("tiny", world.first.id, *words)
+    assert code == 2
+    assert f"expected the declarations of run {world.first.id} of tiny, as this version records them; found " in err
+    rewritten(ledger_file(store, world.first), lambda values: values["decision"].update(policy="better"))
     assert idxflow("tiny", world.first.id, *words)[0] == 0
     shutil.rmtree(entry_of(store, world.first, "train"))
     code, _, err = idxflow("tiny", world.first.id, *words)
