@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -171,7 +172,10 @@ def result_of(step: str, described: Mapping[str, Any]) -> Result:
         described: its `entry.json`.
     """
     record, files = described["record"], described["files"]
-    values = dict(_of_record(step, record))
+    values: dict[str, str] = {}
+    # What another version has recorded less is not compared.
+    with suppress(KeyError):
+        values.update(_of_record(step, record))
     for what, names in _FILES.get(step, {}).items():
         if name := next((each for each in names if each in files), None):
             values[what] = files[name]["sha256"]

@@ -115,12 +115,15 @@ def config_of(run: Recorded) -> TrainingConfig:
     values = {**run.record.config, **{name: known[name] for name in known if name in TrainingConfig.model_fields}}
     config = of_ledger(dataclasses.replace(run.record, config=values)) if values else None
     if config is None:
-        raise ConfigError(
-            f"expected the training parameters of run {run.id} of {run.data.name}, as this version records them; found "
-            f"{'others' if values else 'none'}: another version of idxflow made it; give a later run: "
-            f"`{run.data.store.command(f'runs list {run.data.name}')}`"
-        )
+        raise _of_another_version(run, "training parameters", "others" if values else "none")
     return config
+
+
+def _of_another_version(run: Recorded, what: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"expected the {what} of run {run.id} of {run.data.name}, as this version records them; found {found}: another "
+        f"version of idxflow made it; give a later run: `{run.data.store.command(f'runs list {run.data.name}')}`"
+    )
 
 
 def manifest_today(run: Recorded, given: str | None) -> Dataset | None:
@@ -158,7 +161,7 @@ def dataset_of(run: Recorded, scratch: Store, today: Dataset | None) -> Dataset:
         today: `manifest_today`.
 
     Raises:
-        ConfigError: neither says how the archives are to be read or checked.
+        ConfigError: neither says how the archives are to be read or checked, or another version has recorded it.
     """
     decoded = run.parameters(*(f"decode {name}" for name in SPLITS))
     needed = {"decode": decoded, "validate": run.parameters("validate"), "quarantine": run.parameters("quarantine")}
@@ -178,7 +181,10 @@ def dataset_of(run: Recorded, scratch: Store, today: Dataset | None) -> Dataset:
         embedded=False,
         rows=_rows(run, today),
     )
-    return _with_decision(run, _with_quarantine(run, _with_contract(run, _with_layout(decoded, dataset))))
+    try:
+        return _with_decision(run, _with_quarantine(run, _with_contract(run, _with_layout(decoded, dataset))))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _of_another_version(run, "declarations", f"others ({catalog.one_line(str(error))})") from error
 
 
 def _command(run: Recorded) -> str:

@@ -20,9 +20,13 @@ def described() -> str:
     The sets are left out where the system does not tell them.
     """
     try:
-        text = _INFO.read_text(encoding="utf-8", errors="replace")
+        return described_in(_INFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:
-        text = ""
+        return described_in("")
+
+
+def described_in(text: str) -> str:
+    """Return the same of a text like that of `/proc/cpuinfo`; without a name in it, that which Python knows."""
     model, sets = _MODEL.search(text), _SETS.search(text)
     name = " ".join((model[1] if model else platform.processor() or platform.machine()).split())
     useful = sorted({each for each in sets[1].split() if _FOR_ARITHMETIC.fullmatch(each)}) if sets else []

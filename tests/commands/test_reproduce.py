@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows import pipeline, retrain
@@ -22,9 +23,10 @@ from flows.reproducing.again import Reproduction
 from flows.reproducing.comparing import Comparison, compared, recorded_results
 from flows.reproducing.recorded import recorded
 from flows.run import Request
+from storage import released
 from storage.copying import copy
 from storage.files import read_json, sealed
-from storage.formats import split_rows
+from storage.formats import quarantined, split_rows
 from storage.records import RunRecord
 from storage.runtime import progress
 from storage.store import ENTRY, Store, plan_of
@@ -200,6 +202,14 @@ def test_a_version_names_its_run_and_json_has_everything(world: World, idxflow: 
     }
 
 
+def test_a_data_set_of_the_catalog_is_reproduced(idxflow: Call, tmp_path: Path):
+    store = Store(tmp_path / "store")
+    assert run_without_prefect(store, epochs=1)["error"] is None
+    code, out, err = idxflow("digits", "--store", str(store.root))
+    assert (code, err) == (0, "")
+    assert out.endswith(" of digits: reproduced: all 14 digests are the same\n")
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_the_first_step_with_another_digest_is_named(world: World, once: Reproduction, tmp_path: Path, name: str):
     store = writable_copy(world.store.root, tmp_path)
@@ -256,12 +266,32 @@ def test_the_cause_is_code_a_library_or_the_processor(world: World, once: Reprod
     assert {each.name for each in found.changed} == {"tasks.model.fitting", "tensorflow"}
 
 
-def test_the_same_result_of_other_code_is_reproduced(world: World, idxflow: Call, tmp_path: Path):
+def test_the_same_result_of_other_code_is_reproduced_with_the_rows_released_then(
+    world: World, idxflow: Call, tmp_path: Path
+):
     store = writable_copy(world.store.root, tmp_path)
+    aside = pq.read_table(entry_of(store, world.second, "quarantine") / quarantined.FILE).column("digest").to_pylist()
+    assert released.release(store, "tiny", dict.fromkeys(aside, "today")) == 1
     remade(store, world.second, "train", lambda origin: origin["code"].update({"tasks.train": "0" * 16}))
     code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
     assert code == 0
     assert out.splitlines()[-1] == "that is so although tasks.train changed since"
+
+
+def test_a_step_that_fails_now_is_named(world: World, idxflow: Call, tmp_path: Path):
+    store = writable_copy(world.store.root, tmp_path)
+    remade(store, world.second, "quarantine", lambda origin: origin["parameters"].update(max_share=0.0))
+    code, out, _ = idxflow("tiny", "latest", "--store", str(store.root), "--json")
+    assert code == 7
+    values = json.loads(out)
+    assert values["sentence"].startswith(
+        "quarantine differs first: it fails now: tiny: expected at most 0% of the 120 rows of train to be set aside; "
+    )
+    assert (values["first"], values["why"], values["failed"]["step"]) == ("quarantine", None, "quarantine")
+    assert {line["step"] for line in values["steps"] if line["same"]} == {
+        *(name for name in STEPS if name.startswith(("fetch", "decode", "audit"))),
+        *("fetch train-labels", "fetch test-images", "fetch test-labels", "decode test"),
+    }
 
 
 def test_an_older_run_says_what_it_did_not_record(world: World, once: Reproduction, tmp_path: Path):
@@ -329,12 +359,17 @@ def test_an_archive_that_is_gone_or_damaged_is_fetched_again(world: World, idxfl
     assert "digests are the same that can be compared; 3 cannot" in out
 
 
-@pytest.mark.remedies("flows.reproducing.recorded:config_of")
+@pytest.mark.remedies("flows.reproducing.recorded:_of_another_version")
 def test_without_parameters_a_run_cannot_be_made_again(world: World, idxflow: Call, tmp_path: Path):
     store = writable_copy(world.store.root, tmp_path)
     rewritten(ledger_file(store, world.first), lambda values: values.pop("config"))
     words = ("--store", str(store.root))
     # What its training was made from has them, too.
+    rewritten(ledger_file(store, world.first), lambda values: values["decision"].update(policy="another"))
+    code, _, err = idxflow("tiny", world.first.id, *words)
+    assert code == 2
+    assert f"expected the declarations of run {world.first.id} of tiny, as this version records them; found " in err
+    rewritten(ledger_file(store, world.first), lambda values: values["decision"].update(policy="better"))
     assert idxflow("tiny", world.first.id, *words)[0] == 0
     shutil.rmtree(entry_of(store, world.first, "train"))
     code, _, err = idxflow("tiny", world.first.id, *words)
@@ -407,11 +442,9 @@ def test_a_run_of_the_past_has_the_archives_of_then_also_in_parts(
     # Another manifest does not count.
     text = manifest.read_text(encoding="utf-8").replace('"bar 0"', '"no bar"')
     manifest.write_text(f"{text}\n[limits]\nmax_blank = 0.5\n", encoding="utf-8")
-    code, out, err = idxflow("listed", "champion", "--store", str(store.root))
-    assert (code, err) == (0, "")
-    assert out.endswith("of listed: reproduced: all 13 digests are the same\n")
-    code, _, err = idxflow("listed", "champion", "--store", str(store.root), "--dataset-file", str(manifest))
+    code, out, err = idxflow("listed", "champion", "--store", str(store.root), "--dataset-file", str(manifest))
     assert code == 0
+    assert out.endswith("of listed: reproduced: all 13 digests are the same\n")
     assert "no longer as the run had it, which is what counts here: classes: the run used [" in err
     assert "; [limits] max_blank: the run used 0, the manifest now says 0.5" in err
 
