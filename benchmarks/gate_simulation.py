@@ -53,7 +53,7 @@ RULES: dict[str, Alphas] = {
     "alpha_budget 0.05": lambda look: BUDGET / LOOKS,
 }
 SPENDING: dict[str, Alphas] = {
-    "Even": RULES["alpha_budget 0.05"],
+    "Equal parts": RULES["alpha_budget 0.05"],
     "6/(π² k²)": lambda look: BUDGET * 6 / (np.pi * look) ** 2,
 }
 """Ways to spend the budget."""
