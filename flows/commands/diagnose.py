@@ -64,8 +64,7 @@ def diagnose(
 
     Args:
         dataset: A data set of the store.
-        run: A run's id or the beginning of one, `latest`, `champion`, or a version such as `v3`. Default: the newest
-            run with a training.
+        run: A run's id or the beginning of one, `latest`, `champion`, or `v3`. Default: the newest run with a training.
     """
     from flows.trainings import diagnosed
 

@@ -39,8 +39,7 @@ def report(
 
     Args:
         dataset: A data set of the store.
-        run: A run's id or the beginning of one, `latest`, or `champion` or a version such as `v3` for the run that
-            made it.
+        run: A run's id or the beginning of one, `latest`, `champion`, or `v3` for the run that made that version.
     """
     data = DatasetInStore.open(dataset, store)
     record = run_with_report(data, data.run(run))
