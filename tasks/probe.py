@@ -25,6 +25,9 @@ from tasks.probing import answers, changes, named_images
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
+NAMED_IMAGES = "named_images"
+"""The parameter that has the digest of the images that must be right."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +70,7 @@ def asked(dataset: Dataset) -> dict[str, object]:
     settings = dataset.behaviour.model_dump(mode="json", exclude_none=True) if dataset.behaviour else {}
     settings.pop("must_be_right", None)
     images = named_images.digest(dataset)
-    return settings | ({"named_images": images} if images else {})
+    return settings | ({NAMED_IMAGES: images} if images else {})
 
 
 def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split, asked_digest: str) -> Behaviour:

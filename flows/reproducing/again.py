@@ -33,14 +33,17 @@ from storage.records import Archive, Paired, Rule, RunRecord, TrainedModel, to_j
 from storage.runtime import cancellation, code_digests
 from storage.store import FOLDERS, Store
 from tasks.evaluate import evaluate
+from tasks.gate import looks
 from tasks.gate.evidence import gather
 from tasks.gate.judging import Candidate, Incumbent, judge
+from tasks.probe import NAMED_IMAGES
 from tasks.train import own_source
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 DECIDE = "decide"
+_PROBE = "probe"
 _OF_CHAMPION = "evaluate champion"
 _BY_A_PERSON = "a person approves"
 """The rule that no computation can repeat."""
@@ -197,6 +200,9 @@ class _Again:
         decision = self.run.record.decision
         if decision is None or not decision.rules:
             return
+        if _PROBE in self.run.steps and candidate.behaviour is None:
+            self.left_out = (_PROBE, DECIDE)
+            return
         try:
             champion = self._champion(candidate, decision.previous)
         except DamagedEntry as error:
@@ -207,12 +213,20 @@ class _Again:
             )
             return
         self._note_made()
-        judgement = judge(self.job.dataset, candidate, champion, gather(self.job.dataset, candidate, champion))
+        budget = looks.budget(decision.limits, self._before_it(), candidate.evaluation.split_digest)
+        dataset = looks.governed(self.job.dataset, budget)
+        evidence = dataclasses.replace(gather(dataset, candidate, champion), budget=budget)
+        judgement = judge(dataset, candidate, champion, evidence)
         of_step = code_digests.digests("tasks.decide")
         past = (self.run.data.registry.decision_of(self.run.id) or {}).get("code")
         code = {name: past[name] for name in of_step if name in past} if past else None
         self.before[DECIDE] = _judged(self.before, decision.rules, decision.paired, code)
         self.made[DECIDE] = _judged(self.made, judgement.rules, judgement.evidence.paired, of_step)
+
+    def _before_it(self) -> list[dict[str, Any]]:
+        """Return the decisions that were made before that of the run."""
+        past = self.run.data.registry.decisions()
+        return [each for each in past if each.get("run") != self.run.id and each["time"] < self.run.values["time"]]
 
     def _champion(self, candidate: Candidate, number: int | None) -> Incumbent | None:
         """Return the champion of that time, scored as in the run.
@@ -257,5 +271,13 @@ def _notes(run: Recorded, dataset: Dataset, today: Dataset | None) -> Iterator[s
         yield "what the manifest decides in these steps is that of today's manifest"
     if "quarantine" in lost:
         yield "the rows that were released then are no longer recorded; those released today are taken"
+    if (run.parameters(_PROBE) or {}).get(NAMED_IMAGES):
+        kept = dataset.behaviour and dataset.behaviour.must_be_right
+        yield (
+            f"the images that must be right are not in the store; those of today in {kept} are taken"
+            if kept
+            else "the images that must be right are not in the store, and no manifest says where they are, so they are "
+            "left out, with the decision; name the manifest with --dataset-file"
+        )
     if today and (changes := changes_of_manifest(run, dataset, today)):
         yield f"{today.manifest}: no longer as the run had it, which is what counts here: {'; '.join(changes)}"

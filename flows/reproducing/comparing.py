@@ -15,6 +15,7 @@ from storage.outcomes import steps_of
 from storage.records import (
     Archive,
     Audit,
+    Behaviour,
     Confirmation,
     Environment,
     Evaluation,
@@ -41,6 +42,7 @@ _RECORDS: Mapping[str, type[Any]] = {
     "train": TrainedModel,
     "evaluate": Evaluation,
     "confirm": Confirmation,
+    "probe": Behaviour,
 }
 _FILES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "normalize": {"held-out rows": ("held_out.npz", "sides.npz")},
@@ -195,6 +197,8 @@ def _of_record(step: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
     elif step == "evaluate":
         yield COUNT, f"{record['correct']:,} of {record['rows']:,}"
         yield "scores", digest_of([record[name] for name in _SCORES])
+    elif step == "probe":
+        yield "answers", digest_of([record[name] for name in ("images", "tests", "named")])
     elif step in ("audit", "validate", "normalize"):
         yield {"audit": "tables", "validate": "verdict", "normalize": "statistics"}[step], record["digest"]
 

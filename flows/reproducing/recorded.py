@@ -20,7 +20,7 @@ from flows.dataset_in_store import DatasetInStore
 from storage.datasets import catalog
 from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
 from storage.datasets.chosen import chosen, day_of
-from storage.datasets.manifest import Floors, Gate, Limits, Quarantine
+from storage.datasets.manifest import Behaviour, Floors, Gate, Limits, Quarantine, Slices
 from storage.datasets.training import TrainingConfig
 from storage.errors import ConfigError, DamagedEntry, IdxflowError
 from storage.formats import members
@@ -28,6 +28,7 @@ from storage.outcomes import steps_of
 from storage.records import SPLITS, Archive, RunRecord, Step
 from storage.store import FOLDERS, Store
 from storage.words import brief
+from tasks.probe import NAMED_IMAGES
 
 LEFT_OUT = ("publish", "tune")
 """Steps whose results say nothing that others do not say."""
@@ -182,7 +183,9 @@ def dataset_of(run: Recorded, scratch: Store, today: Dataset | None) -> Dataset:
         rows=_rows(run, today),
     )
     try:
-        return _with_decision(run, _with_quarantine(run, _with_contract(run, _with_layout(decoded, dataset))))
+        return _with_decision(
+            run, _with_behaviour(run, _with_quarantine(run, _with_contract(run, _with_layout(decoded, dataset))))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _of_another_version(run, "declarations", f"others ({catalog.one_line(str(error))})") from error
 
@@ -254,10 +257,36 @@ def _with_decision(run: Recorded, dataset: Dataset) -> Dataset:
     decision = run.record.decision
     if decision is None:
         return dataset
-    limits = {name: float(value) for name, value in decision.limits.items()}
+    limits: dict[str, Any] = {name: float(value) for name, value in decision.limits.items()}
+    if "budget_decisions" in limits:
+        limits["budget_decisions"] = int(limits["budget_decisions"])
     gate = Gate(policy=decision.policy, **limits) if decision.policy else dataset.gate  # type: ignore[arg-type]
     floors = [float(match[1]) / 100 for rule in decision.rules[:2] if (match := _PERCENT.fullmatch(rule.limit))]
-    return dataclasses.replace(dataset, gate=gate, floors=Floors(*floors) if len(floors) == 2 else dataset.floors)
+    return dataclasses.replace(
+        dataset,
+        gate=gate,
+        floors=Floors(*floors) if len(floors) == 2 else dataset.floors,
+        slices=Slices(**decision.slicing),
+    )
+
+
+def _with_behaviour(run: Recorded, dataset: Dataset) -> Dataset:
+    """Return the data set with the tests of behaviour that the run had.
+
+    The images that must be right are those of today. If it is not known where they are, there are no tests.
+    """
+    if "probe" not in run.steps:
+        return dataclasses.replace(dataset, behaviour=None)
+    parameters = run.parameters("probe")
+    if parameters is None:
+        return dataset
+    settings = {name: value for name, value in parameters.items() if name != NAMED_IMAGES}
+    named = ""
+    if NAMED_IMAGES in parameters:
+        named = dataset.behaviour.must_be_right if dataset.behaviour else ""
+        if not named:
+            return dataclasses.replace(dataset, behaviour=None)
+    return dataclasses.replace(dataset, behaviour=Behaviour(**settings, must_be_right=named))
 
 
 def _on_that_day(run: Recorded, today: Dataset) -> Dataset:

@@ -32,13 +32,18 @@ from storage.runtime import progress
 from storage.store import ENTRY, Store, plan_of
 from storage.verify import verify
 from tests.conftest import bars, repeated, write_tiny
+from tests.support import sources
 from tests.support.cloud_stores import Cloud
 from tests.support.listed_archives import dated, write_listed
 from tests.support.old_stores import unpacked
 from tests.support.runs import QUICK, run_without_prefect, whole_run
 from tests.support.tampering import writable_copy
 
-MANIFEST = '[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[quarantine]\nchecks = ["duplicate"]\n'
+FLOORS = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
+MANIFEST = (
+    FLOORS + '[quarantine]\nchecks = ["duplicate"]\n[slices]\nby = ["class", "ink"]\nmin_rows = 5\n'
+    "[behaviour]\nimages = 10\nshift = { pixels = 1, changed = 1.0 }\n[gate]\nalpha_budget = 0.1\n"
+)
 STEPS = {
     "fetch train-images": {"sha256": "0" * 64},
     "decode train": {"digest": "0" * 64},
@@ -48,6 +53,7 @@ STEPS = {
     "normalize": {"digest": "0" * 64},
     "train": {"weights_digest": "0" * 64},
     "evaluate": {"correct": 1},
+    "probe": {"images": 7},
     "evaluate champion": {"loss": 0.125},
 }
 """What to change in the record of each step."""
@@ -167,12 +173,12 @@ def test_a_run_is_the_same_again_and_nothing_in_the_store_changes(world: World, 
     assert code == 0, (out, err)
     assert contents(world.store) == before
     lines = out.splitlines()
-    assert lines[-1] == f"run {world.second.id} of tiny: reproduced: all 18 digests are the same"
+    assert lines[-1] == f"run {world.second.id} of tiny: reproduced: all 19 digests are the same"
     assert [line.split("  ")[0] for line in lines[:-1]] == [
         *(f"fetch {role} SHA-256" for role in ("train-images", "train-labels", "test-images", "test-labels")),
         *("decode train content", "decode test content", "audit tables", "quarantine rows set aside"),
         *("validate verdict", "normalize statistics", "normalize held-out rows", "train weights"),
-        *("evaluate correct", "evaluate scores", "evaluate answers", "confirm answers"),
+        *("evaluate correct", "evaluate scores", "evaluate answers", "confirm answers", "probe answers"),
         *("evaluate champion correct", "evaluate champion scores", "evaluate champion answers", "decide rules"),
     ]
     assert all(line.endswith("  same") for line in lines[:-1])
@@ -319,7 +325,7 @@ def test_what_was_removed_is_left_out(world: World, idxflow: Call, tmp_path: Pat
     weights = world.second.model.weights_digest
     assert f"train weights               {weights[:12]}…   {weights[:12]}…   same" in out
     assert "evaluate champion" not in out
-    assert "reproduced: all 15 digests are the same" in out
+    assert "reproduced: all 16 digests are the same" in out
     assert "note: champion v1, which the model was compared with, was removed from the store" in err
     assert "note: removed from the store, so not all of it can be compared: train" in err
 
@@ -497,7 +503,31 @@ def test_a_store_in_object_storage_is_only_read(world: World, temporary: Path, t
     there.mends = False
     before = cloud.objects.contents()
     found = again.reproduce(DatasetInStore(there, "tiny"), "v1")
-    assert found.comparison.sentence == "reproduced: all 15 digests are the same"
+    assert found.comparison.sentence == "reproduced: all 16 digests are the same"
     after = cloud.objects.contents()
     assert {key: data for key, data in after.items() if "/leases/" not in key} == before
     assert not [*temporary.iterdir()]
+
+
+def test_images_that_must_be_right_are_those_of_today(idxflow: Call, tmp_path: Path):
+    arrays = bars(120, 30, 3, (9, 7))
+    manifest = write_tiny(tmp_path, manifest=f'{FLOORS}[behaviour]\nmust_be_right = "checked"\n').manifest
+    image = tmp_path / "checked" / "bar 0" / "first.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(sources.png(arrays["test-images"][0]))
+    store = Store(tmp_path / "store")
+    job = whole_run(store, manifest, epochs=2)
+    words = ("tiny", job.record.id, "--store", str(store.root))
+    code, out, err = idxflow(*words)
+    assert code == 0, (out, err)
+    assert "the images that must be right are not in the store, and no manifest says where they are" in err
+    words = (*words, "--dataset-file", str(manifest))
+    code, out, err = idxflow(*words)
+    assert code == 0, (out, err)
+    assert "the images that must be right are not in the store; those of today in checked are taken" in err
+    assert "probe answers" in out
+    image.write_bytes(sources.png(arrays["test-images"][1]))
+    code, out, _ = idxflow(*words, "--json")
+    found = json.loads(out)
+    assert (code, found["first"]) == (7, "probe")
+    assert [each["name"] for each in found["why"]["parameters"]] == ["named_images"]
