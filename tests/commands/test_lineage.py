@@ -292,8 +292,11 @@ def test_what_is_unknown_is_one_sentence_with_what_there_is(shown: Shown):
 
 
 @pytest.mark.remedies(
-    *("flows.lineage.asked:_of_digest", "flows.lineage.asked:_of_digest:2", "flows.lineage.asked:_digests"),
-    *("flows.lineage.asked:_of_export", "flows.lineage.asked:_of_export:2"),
+    "flows.lineage.asked:_of_digest",
+    "flows.lineage.asked:_of_digest:2",
+    "flows.lineage.asked:_digests",
+    "flows.lineage.asked:_of_export",
+    "flows.lineage.asked:_of_export:2",
 )
 def test_a_digest_or_a_path_that_names_nothing_or_too_much_is_one_sentence(shown: Shown, days: Store, tmp_path: Path):
     (line,) = shown("0123456789abcdef", code=2)
