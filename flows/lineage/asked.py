@@ -15,6 +15,7 @@ from flows.dataset_in_store import DatasetInStore
 from flows.lineage import things, tracing
 from flows.lineage.known import ArchiveOf, Known
 from flows.lineage.tracing import Lineage
+from storage.datasets import catalog
 from storage.datasets.catalog import ROLES, shown
 from storage.errors import ConfigError, FormatError
 from storage.files import alike, check_regular, kind_of, sha256_of
@@ -62,9 +63,10 @@ def lineage_of(what: str, part: str | None, store: str | None) -> Lineage:
     """
     opened = open_store(store)
     names = opened.datasets(("registry", "ledger"))
-    if what in names or part is not None:
+    if what in names or part is not None or what in catalog.names():
         datasets.check_known(opened, what, names)
         return in_dataset(Known(DatasetInStore(opened, what)), part or "champion")
+    datasets.in_store(opened, None)
     known = [Known(DatasetInStore(opened, name)) for name in names]
     path = Path(what).expanduser()
     if "\0" not in what and (path.exists() or "/" in what):
@@ -73,18 +75,12 @@ def lineage_of(what: str, part: str | None, store: str | None) -> Lineage:
         return _of_digest(known, what.lower(), opened)
     raise ConfigError(
         f"expected a data set of the store {opened.address}{_choices(names)}, a file, or {LEAST_DIGITS} or more digits "
-        f"of a SHA-256; found {shown(what)}{meant(what, names) or _alike(path)}; give one of these"
+        f"of a SHA-256; found {shown(what)}{meant(what, names)}; give one of these, a file as ./FILE"
     )
 
 
 def _choices(names: Sequence[str]) -> str:
     return f" ({', '.join(sorted(names))})" if names else ""
-
-
-def _alike(path: Path) -> str:
-    with suppress(OSError, ValueError):
-        return alike(path)
-    return ""
 
 
 def in_dataset(known: Known, part: str) -> Lineage:
@@ -217,7 +213,7 @@ def _digests(path: Path) -> tuple[str, ...]:
         check_regular(path)
         own = sha256_of(path)
     except OSError as error:
-        problem = kind_of(path) if path.exists() else f"nothing{_alike(path)}"
+        problem = kind_of(path) if path.exists() else f"nothing{alike(path)}"
         raise ConfigError(
             f"expected a file to look for in the store; found {problem} at {path} ({error.strerror}); give the path of "
             "an archive or of an exported model"

@@ -279,8 +279,9 @@ def test_stores_of_earlier_formats_answer(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.remedies("flows.lineage.asked:lineage_of", "flows.lineage.asked:_unknown")
 def test_what_is_unknown_is_one_sentence_with_what_there_is(shown: Shown):
     for words, said in {
-        ("scanz",): "found 'scanz' (did you mean scans?); give one of these",
+        ("scanz",): "found 'scanz' (did you mean scans?); give one of these, a file as ./FILE",
         ("scanz", "v1"): "found 'scanz' (did you mean scans?); give one of these",
+        ("digits",): "found 'digits'; run it first: `idxflow run digits --store ",
         ("scans", "v9"): "; give one of v1 to v3, or a role such as train-images",
         ("scans", "train-image"): "(did you mean train-images?)",
         ("scans", "train-images-2026-11-04.gz"): "(did you mean train-images-2026-11-0",
@@ -292,8 +293,11 @@ def test_what_is_unknown_is_one_sentence_with_what_there_is(shown: Shown):
 
 
 @pytest.mark.remedies(
-    *("flows.lineage.asked:_of_digest", "flows.lineage.asked:_of_digest:2", "flows.lineage.asked:_digests"),
-    *("flows.lineage.asked:_of_export", "flows.lineage.asked:_of_export:2"),
+    "flows.lineage.asked:_of_digest",
+    "flows.lineage.asked:_of_digest:2",
+    "flows.lineage.asked:_digests",
+    "flows.lineage.asked:_of_export",
+    "flows.lineage.asked:_of_export:2",
 )
 def test_a_digest_or_a_path_that_names_nothing_or_too_much_is_one_sentence(shown: Shown, days: Store, tmp_path: Path):
     (line,) = shown("0123456789abcdef", code=2)
@@ -317,6 +321,12 @@ def test_a_digest_or_a_path_that_names_nothing_or_too_much_is_one_sentence(shown
     (line,) = shown(weights[:8], code=2)
     assert f"{weights[:8]} begins 2: v1 of scans {weights[:16]}, v4 of scans {alike[:16]}; type more of it" in line
     assert shown(weights[:12])[0].startswith("v1 of scans, ")
+
+
+def test_without_a_store_there_is_nothing_to_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for words, said in {"digits": "run it first: `idxflow run digits", __file__: "; found nothing; "}.items():
+        assert run_command(["lineage", words, "--store", str(tmp_path / "none")]) == 2
+        assert said in capsys.readouterr().err
 
 
 def registered_again(store: Store, **changes: str) -> None:

@@ -158,6 +158,16 @@ def test_datasets_join_the_steps_and_their_versions_are_digests(
     assert version(of_job(events, "tiny")["outputs"][0]) == registered.weights_digest
 
 
+def test_people_see_what_was_set_aside_and_audited_between_the_splits_and_the_model(
+    store: Store, capsys: pytest.CaptureFixture[str]
+):
+    assert run_command(["lineage", "tiny", "--store", str(store.root)]) == 0
+    told = [line.strip().partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    model = told[told.index("model") : told.index("normalization")]
+    roles = ["train-images", "train-labels"], ["test-images", "test-labels"]
+    assert model[-8:] == ["quarantine", "train split", *roles[0], "test split", *roles[1], "audit"]
+
+
 def test_checks_and_parameters_are_facets_of_the_specification(store: Store, receiver: FaultServer, lineage: Call):
     lineage(store, "tiny", "--openlineage", receiver.url())
     events = received(receiver)
