@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     lines = manifest.read_text("utf-8").splitlines(keepends=True)
     names = ", ".join(json.dumps(name) for name in MARKUP)
     text = "".join(line for line in lines if not line.startswith("classes"))
-    floors = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
+    floors = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[gate]\nalpha_budget = 0.05\nbudget_decisions = 1\n"
     manifest.write_text(f"classes = [{names}]\ntitle = {json.dumps(MARKUP[0])}\n{text}\n{floors}", encoding="utf-8")
     store = Store(folder / "store")
     store.prepare()
@@ -92,6 +92,7 @@ def test_the_first_page_shows_how_each_data_set_is_doing(client: httpx.Client, s
     assert "<code>idxflow up</code>" in client.get("/").text
     assert store.address in words
     assert "drifted the images have drifted: class shares of" in words
+    assert "error budget 1 decision of the error budget of these test images left (0 of 0.05 spent)" in words
 
 
 def test_a_data_set_has_its_runs_versions_and_decisions(client: httpx.Client):
