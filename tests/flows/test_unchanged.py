@@ -146,7 +146,8 @@ def test_the_unchanged_run_of_another_person_fetches_no_file(
     tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In object storage, requests count: at most three that read an object for each step."""
-    manifest, objects = str(tiny().manifest), MemoryObjects()
+    tests = "[behaviour]\nbrightness = { percent = 5, changed = 1.0 }\n"
+    manifest, objects = str(tiny(manifest=tests).manifest), MemoryObjects()
 
     def run_of(person: str, **training: Any) -> dict[str, Any]:
         # What others have fetched is not in the cache of this one.
