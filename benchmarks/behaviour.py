@@ -1,6 +1,6 @@
 """How many answers small changes of test images change, for the models of a data set in a store.
 
-python -m benchmarks.behaviour STORE DATASET [--images 10000]
+python -m benchmarks.behaviour STORE DATASET [--images 2000]
 
 Prints the tables of docs/how-to/behaviour.md: for each kind of change and its size, the largest share of answers that
 one way of changing changes, as the step `probe` counts them. A column is a version of the data set: train some first,
@@ -22,6 +22,7 @@ from tasks.model.classifier import Classifier
 from tasks.probe import background
 from tasks.probing import answers, changes
 from tasks.report import past_runs
+from tasks.report.lineage import command
 
 SIZES: dict[TestName, tuple[str, Sequence[float]]] = {
     "shift": ("pixels", (1, 2, 3)),
@@ -55,16 +56,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("dataset")
-    parser.add_argument("--images", type=int, default=10_000, help="test images that are changed, at most")
+    parser.add_argument("--images", type=int, default=2_000, help="test images that are changed, at most")
     asked = parser.parse_args()
     registry = Registry(Store(asked.store), asked.dataset)
     columns = {}
     for version in sorted(registry.versions(), key=lambda version: version.number):
         run = past_runs.find(registry, version.run)
         if run and run.model:
-            title = f"`{run.profile}` ({version.test_accuracy:.2%} right)"
-            columns[title] = shares(run, run.model, asked.images)
-    print("| Changed by |", " | ".join(columns), "|")
+            print(f"v{version.number}: {version.test_accuracy:.2%} right, {command(run)}", flush=True)
+            columns[f"v{version.number}"] = shares(run, run.model, asked.images)
+    print("\n| Changed by |", " | ".join(columns), "|")
     print("|:--|" + "--:|" * len(columns))
     for cells in zip(*columns.values(), strict=True):
         print(f"| {cells[0][0]} | {' | '.join(f'{share:.2%}' for _, share in cells)} |")
