@@ -11,15 +11,19 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.alerts import settings
 from flows.dataset_in_store import DatasetInStore
 from flows.sharing import mlflow_models
 from flows.sharing.contents import Contents, contents_of, own_runs, text_of
 from flows.sharing.mlflow_place import Place, connected
+from flows.terminal.output import remark
 from storage.errors import ConfigError
+from storage.files import locked
 from storage.records import CUT_OFF, HTML, JSON
 from storage.runtime.progress import Progress, advance
 
@@ -85,7 +89,9 @@ def send(request: Request) -> Sent:
     """
     data = request.data
     records = _records(data, request.runs)
-    with connected(request.place) as client:
+    # Two calls at once would both create what is missing. On another machine, nothing keeps them apart.
+    waiting = partial(remark, "waiting for another call of `idxflow share mlflow`")
+    with locked(settings.folder() / "share-mlflow.lock", waiting), connected(request.place) as client:
         experiment = _experiment(client, request)
         sending = _Sending(request, client, experiment, _there(client, experiment))
         states: dict[str, str] = {}
@@ -143,7 +149,6 @@ def _there(client: MlflowClient, experiment: str) -> dict[str, Run]:
     token = None
     while True:
         page = client.search_runs([experiment], "", ViewType.ALL, _PAGE, ["attributes.start_time DESC"], token)
-        # Of two that were begun at once, the first one counts.
         found |= {run.data.tags[RUN]: run for run in page if RUN in run.data.tags}
         token = page.token
         if not token:

@@ -221,8 +221,9 @@ def in_letters(encoding: str, arguments: list[str], folder: Path, monkeypatch: p
         here.setattr(sys, "stdout", output)
         # 1 is a finding, such as a clock.
         assert run_command(arguments) in (0, 1)
-    # JSON and TOML are UTF-8 wherever they go (RFC 8259, 8.1; TOML 1.0.0, "Spec").
-    is_format = "--json" in arguments or (arguments[0] == "manifest" and "--help" not in arguments)
+    # JSON and TOML are UTF-8 wherever they go (RFC 8259, 8.1; TOML 1.0.0, "Spec"), and so is what the Hub reads.
+    is_file = arguments[0] == "manifest" or arguments[:2] == ["share", "card"]
+    is_format = "--json" in arguments or (is_file and "--help" not in arguments)
     return (folder / "letters").read_text("utf-8" if is_format else encoding)
 
 

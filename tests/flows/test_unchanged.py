@@ -148,17 +148,8 @@ def test_the_unchanged_run_of_another_person_fetches_no_file(
     tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In object storage, requests count: at most three that read an object for each step, also with all rules."""
-    rules = 'label_column = 0
-[slices]
-by = ["class", "ink", "column 1"]
-min_rows = 5
-accuracy = 0.01
-'
-    rules += "[behaviour]
-brightness = { percent = 5, changed = 1.0 }
-[gate]
-alpha_budget = 0.1
-"
+    rules = 'label_column = 0\n[slices]\nby = ["class", "ink", "column 1"]\nmin_rows = 5\naccuracy = 0.01\n'
+    rules += "[behaviour]\nbrightness = { percent = 5, changed = 1.0 }\n[gate]\nalpha_budget = 0.1\n"
     columns = {f"{split}-labels": np.stack([np.arange(rows) % 3] * 2, axis=1).astype(np.int32) for split, rows in SIZES}
     manifest, objects = str(tiny(manifest=rules, arrays=columns).manifest), MemoryObjects()
 
