@@ -9,8 +9,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "IDXFLOW_STORE", "IDXFLOW_SOU
 
 import numpy as np
 import pytest
+from _pytest.assertion import rewrite
 
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
@@ -110,15 +112,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Five for two processors, because tests wait for servers: with four, an eighth of the time is unused."""
-    return len(os.sched_getaffinity(0)) * 5 // 2
+    """Three for each processor, because tests wait for servers for almost half of their time.
+
+    With five for two processors, an eighth of the time is unused.
+    """
+    return len(os.sched_getaffinity(0)) * 3
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     """Have the processes that run tests forked from one that has imported what takes each of them ten seconds."""
     for spec in specs:
         spec.python = commands.worker_of_tests()
+    # At the first call, all is imported.
+    first = partial(commands.idxflow, env=dict(os.environ), program="nothing")
+    threading.Thread(target=first, daemon=True).start()
+    compile_tests(config)
+
+
+def compile_tests(config: pytest.Config) -> None:
+    """Compile the test files as pytest does, and keep that: in a new checkout, each process would compile all."""
+    if sys.dont_write_bytecode:
+        return
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        compiled = rewrite.get_cache_dir(path) / f"{path.stem}{rewrite.PYC_TAIL}"
+        # What does not compile is an error where it is collected.
+        with suppress(SyntaxError):
+            if not rewrite._read_pyc(path, compiled):
+                status, code = rewrite._rewrite_test(path, config)
+                compiled.parent.mkdir(exist_ok=True)
+                rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, status, compiled)
 
 
 @pytest.hookimpl(wrapper=True)
