@@ -278,6 +278,18 @@ def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
     assert Registry(store, "tiny").champion().number == 1
 
 
+def test_the_champion_stays_and_the_report_says_how_it_behaves(store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    usual = manifest.read_text()
+    assert run_without_prefect(store, dataset_file=str(manifest))["state"] == "promoted"
+    manifest.write_text(usual + FAILED)
+    asked, again = (run_without_prefect(store, dataset_file=str(manifest)) for _ in range(2))
+    assert (asked["state"], again["state"]) == ("unchanged", "unchanged")
+    assert ("publish" in asked["steps"], "publish" in again["steps"]) == (True, False)
+    assert '<section id="behaviour"' in Path(asked["report"]).read_text()
+    assert again["report"] == asked["report"]
+
+
 def test_what_is_wrong_with_the_folder_is_said_before_anything_is_fetched(
     store: Store, tiny: TinyFactory, tmp_path: Path
 ):
