@@ -152,6 +152,8 @@ def _differing(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for score in comparison["classes"] or ():
         name = f"{score['class'][:20]} ({score['rows']:,} images)"
         yield f"{'recall':14} {name:32}", f"{percent(score['a'])} → {percent(score['b'])}"
+    for share in comparison["behaviour"] or ():
+        yield f"{'behaviour':14} {share['name']:32}", f"{percent(share['a'])} → {percent(share['b'])}"
 
 
 def _compared(comparison: Mapping[str, Any]) -> Iterator[str]:

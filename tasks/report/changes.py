@@ -90,11 +90,13 @@ def _split(split: Split) -> dict[str, Any]:
 
 
 def _contract(origins: Origins) -> dict[str, Any]:
-    """Return the manifest's requirements on the data: the parameters of the steps that check it."""
+    """Return the manifest's requirements on data and behaviour: the parameters of the steps that check them."""
     values: dict[str, Any] = {}
     for origin in origins.values():
         if origin.step in _ABOUT_DATA:
             values |= origin.parameters
+        if origin.step == "probe":
+            values |= {f"behaviour {name}": value for name, value in origin.parameters.items()}
     return values
 
 

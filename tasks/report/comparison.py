@@ -10,9 +10,10 @@ import numpy as np
 
 from storage.formats import split_rows
 from storage.formats.quarantined import archive_rows, rows_of
-from storage.records import Evaluation, Paired, RunRecord, to_json
+from storage.records import Behaviour, Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
+from tasks.gate.behaviour import described
 from tasks.report import past_runs, sanitize
 from tasks.report.changes import run_differences
 from tasks.report.evidence import answers, made_from, readable
@@ -36,9 +37,10 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
     """Return the differences between two runs of a data set, as JSON values.
 
     `differences` (part, name, a, b), `accuracy` (by split, only if they differ), `classes` (recall, only if it
-    differs), `paired` (b against a on the same test images, see `storage.records.Paired`), `flips` (images that only
-    one of the two gets right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot be
-    compared are null.
+    differs), `behaviour` (name, a, b: the share of answers that a test changes, or of named images that are right, only
+    if it differs), `paired` (b against a on the same test images, see `storage.records.Paired`), `flips` (images that
+    only one of the two gets right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot
+    be compared are null.
     """
     both, reason = _answers(a, b)
     changed = run_differences((a, made_from(store, a)), (b, made_from(store, b)))
@@ -49,6 +51,7 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
         "differences": [{"part": d.part, "name": d.name, "a": to_json(d.old), "b": to_json(d.new)} for d in changed],
         "accuracy": _accuracies(a, b),
         "classes": _classes(a.evaluation, b.evaluation),
+        "behaviour": _behaviour(a.behaviour, b.behaviour),
         "paired": _paired(criteria.paired(both.labels, both.b, both.a)) if both else None,
         "flips": _flips(b if b.test else a, both) if both else None,
         "missing": [*_missing((a, b)), *([reason] if reason else [])],
@@ -109,6 +112,23 @@ def _classes(a: Evaluation | None, b: Evaluation | None) -> list[dict[str, Any]]
         for now in b.per_class
         if now.name in before and before[now.name].recall != now.recall
     ]
+
+
+def _behaviour(a: Behaviour | None, b: Behaviour | None) -> list[dict[str, Any]] | None:
+    if a is None or b is None:
+        return None
+    before, now = _shares(a), _shares(b)
+    return [
+        {"name": name, "a": before[name], "b": share}
+        for name, share in now.items()
+        if name in before and before[name] != share
+    ]
+
+
+def _shares(behaviour: Behaviour) -> dict[str, float]:
+    named = len(behaviour.named)
+    right = {"named images that are right": (named - len(behaviour.wrong)) / named} if named else {}
+    return {f"answers changed by {described(test)}": test.worst.share for test in behaviour.tests} | right
 
 
 def _paired(paired: Paired) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tasks.gate.judging import Candidate, judge
 from tasks.model.classifier import Classifier
 from tasks.probe import probe
 from tasks.probing import answers, changes, named_images
+from tasks.report.comparison import compare
 from tests.conftest import TinyFactory, bars, write_tiny
 from tests.support import models
 from tests.support.runs import carried_out, run_without_prefect
@@ -262,13 +263,37 @@ def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
     assert len(again.decision.rules) == len(kept.decision.rules) + 2
     assert carried_out(store, manifest, epochs=4, seed=5).decision.outcome == "unchanged"
     manifest.write_text(usual + FAILED)
-    refused = carried_out(store, manifest, epochs=4, seed=5).decision
-    assert (refused.outcome, refused.champion) == ("refused", 1)
+    failed = carried_out(store, manifest, epochs=4, seed=5)
+    assert (failed.decision.outcome, failed.decision.champion) == ("refused", 1)
+    assert compare(store, again, kept)["behaviour"] is None
+    difference = compare(store, again, failed)
+    shares = [record.behaviour.tests[0].worst.share for record in (again, failed)]
+    name = "answers changed by a shift of 1 pixel"
+    expected = [{"name": name, "a": shares[0], "b": shares[1]}] if shares[0] != shares[1] else []
+    assert difference["behaviour"] == expected
+    changed = {(each["part"], each["name"]) for each in difference["differences"]}
+    assert changed == {("contract", f"behaviour {name}") for name in ("images", "noise", "shift")}
     manifest.write_text(usual)
     assert carried_out(store, manifest, epochs=4, seed=5).decision.outcome == "kept"
     assert Registry(store, "tiny").champion().number == 1
-    # What is wrong with the folder is said before anything is fetched.
-    manifest.write_text(usual + NAMED)
+
+
+def test_the_champion_stays_and_the_report_says_how_it_behaves(store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    usual = manifest.read_text()
+    assert run_without_prefect(store, dataset_file=str(manifest))["state"] == "promoted"
+    manifest.write_text(usual + FAILED)
+    asked, again = (run_without_prefect(store, dataset_file=str(manifest)) for _ in range(2))
+    assert (asked["state"], again["state"]) == ("unchanged", "unchanged")
+    assert ("publish" in asked["steps"], "publish" in again["steps"]) == (True, False)
+    assert '<section id="behaviour"' in Path(asked["report"]).read_text()
+    assert again["report"] == asked["report"]
+
+
+def test_what_is_wrong_with_the_folder_is_said_before_anything_is_fetched(
+    store: Store, tiny: TinyFactory, tmp_path: Path
+):
+    manifest = tiny(manifest=NAMED).manifest
     missing = run_without_prefect(store, dataset_file=str(manifest), epochs=5)
     assert (missing["error"]["exit_code"], list(missing["steps"])) == (2, ["publish"])
     checked(tmp_path)
