@@ -88,10 +88,14 @@ define set_up
 @echo "2 of 5: the pip that installs the rest"
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-pip.lock
 @echo "3 of 5: $$(grep -c '^[a-z].*==' $(2)) packages of $(2), TensorFlow the largest"
+@# TensorFlow on its own, at the same time: to unpack it takes as long as all the others, and pip takes one processor.
+@awk -v folder=$(1) 'BEGIN { part = folder "/others.lock" } \
+	/^[a-z]/ { part = folder (/^tensorflow==/ ? "/tensorflow.lock" : "/others.lock") } { print >part }' $(2)
 @# On a terminal with a line that moves, in which pip's hundreds become one.
-@set -- $(1)/bin/pip install --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2); \
-	if ! test -t 1; then exec "$$@" --quiet; fi; \
-	{ "$$@" && touch $(1)/.installed; } | while read -r what package rest; do case $$what in \
+@set -- xargs -P 2 -n 1 $(1)/bin/pip install --disable-pip-version-check --no-deps --no-compile --require-hashes; \
+	parts() { printf '%s\n' --requirement=$(1)/tensorflow.lock --requirement=$(1)/others.lock; }; \
+	if ! test -t 1; then parts | "$$@" --quiet; exit; fi; \
+	{ parts | "$$@" && touch $(1)/.installed; } | while read -r what package rest; do case $$what in \
 		Collecting) number=$$((number + 1)); printf '\r  %d fetched, now %s\033[K' $$number "$$package";; \
 		Installing) printf '\r  unpacking them\033[K';; \
 	esac; done; printf '\r\033[K'; test -e $(1)/.installed
