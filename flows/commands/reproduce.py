@@ -86,7 +86,7 @@ def _print(found: Reproduction) -> None:
     )
     print_line(f"run {found.run.id} of {found.run.data.name}: {comparison.sentence}")
     if comparison.reproduced and comparison.changed:
-        print_line(f"that is so although {_names(comparison.changed)} changed since")
+        print_line(f"without effect, these changed since: {_names(comparison.changed)}")
     if found.folder:
         print_line(f"scratch store {found.folder}")
     for note in found.notes:

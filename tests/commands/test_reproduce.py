@@ -281,7 +281,7 @@ def test_the_same_result_of_other_code_is_reproduced_with_the_rows_released_then
     remade(store, world.second, "train", lambda origin: origin["code"].update({"tasks.train": "0" * 16}))
     code, out, _ = idxflow("tiny", "latest", "--store", str(store.root))
     assert code == 0
-    assert out.splitlines()[-1] == "that is so although tasks.train changed since"
+    assert out.splitlines()[-1] == "without effect, these changed since: tasks.train"
 
 
 def test_a_step_that_fails_now_is_named(world: World, idxflow: Call, tmp_path: Path):
