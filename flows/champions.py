@@ -13,7 +13,6 @@ from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE
 from storage.records import Evaluation, TrainedModel
 from storage.registry import PastDecision, Version
-from tasks.gate import looks
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,9 @@ def _worth(data: DatasetInStore, version: Version) -> dict[str, Any] | None:
     rows = (data.ledger.find("runs", version.run) or {}).get("test_rows")
     if not rows:
         return None
+    # Importing it takes a hundredth of a second, and most commands do not need it.
+    from tasks.gate import looks
+
     decisions = looks.count(data.registry.decisions(), version.test_digest)
     return asdict(looks.worth(round(version.test_accuracy * rows), rows, decisions))
 

@@ -21,7 +21,6 @@ from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
 from storage.registry import Registry, Version
 from storage.store import Store
-from tasks.gate import looks
 
 MAX_AGE_DAYS = 8
 """A weekly schedule, and a day to react."""
@@ -154,6 +153,9 @@ def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: d
 
 def _budget(registry: Registry) -> BudgetStatus | None:
     """Return the error budget after the last decision of a run, by the gate that it was made with."""
+    # Importing it takes a hundredth of a second, and most commands do not need it.
+    from tasks.gate import looks
+
     decisions = registry.decisions()
     last = next((decision for decision in reversed(decisions) if decision.get("limits")), None)
     budget = looks.budget(last["limits"], decisions, last.get("test_digest", "")) if last else None
