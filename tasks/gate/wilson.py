@@ -12,13 +12,15 @@ def interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[f
     """Return the Wilson score interval of `correct` of `rows`, in [0, 1]; the whole range if there are no rows.
 
     Args:
-        confidence: that the interval contains the true proportion, above 0 and below 1.
+        confidence: that the interval contains the true proportion, above 0. From 1 - 1e-16 on, where rounding leaves
+            nothing of the error, it is the whole range, too.
 
     Source: E. B. Wilson 1927, Journal of the American Statistical Association 22, 209-212.
     """
-    if not rows:
+    below = (1 + confidence) / 2
+    if not rows or below >= 1:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(below)
     share, spread = correct / rows, z * z / rows
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)

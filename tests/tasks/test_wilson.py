@@ -22,3 +22,10 @@ def test_the_interval_has_no_rounding_at_its_ends():
 
 def test_the_interval_of_nothing_is_everything():
     assert wilson.interval(0, 0) == (0, 1)
+
+
+@pytest.mark.parametrize("error", [1e-300, 1e-17, 1e-16, 1e-15])
+def test_an_interval_that_is_almost_sure_is_no_smaller_than_a_less_sure_one(error: float):
+    low, high = wilson.interval(350, 360, 1 - error)
+    wide, high_end = wilson.interval(350, 360, 1 - 1e-13)
+    assert 0 <= low < wide < high_end < high <= 1
