@@ -777,6 +777,15 @@ class Manifest(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _something_is_sliced(self) -> Manifest:
+        if not self.slices.by and not self.slices.floors and self.slices != Slices():
+            raise ValueError(
+                "expected slices.by, because other keys of slices are set and do nothing without it; found none; add "
+                'it, such as by = ["class"], or remove the table'
+            )
+        return self
+
     def _a_slice(self) -> str:
         by = next(iter(self.slices.by), "class")
         if by == "class":

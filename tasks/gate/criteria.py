@@ -27,6 +27,8 @@ Table = tuple[int, int, int, int]
 """Numbers of rows that both models get right, only the candidate, only the champion, neither."""
 
 _LEAST_P = 1e-4
+_SUREST = 1 - 1e-15
+"""The highest confidence of an interval: closer to 1, rounding leaves nothing of the error."""
 
 
 def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alpha: float = 0.05) -> Paired:
@@ -108,7 +110,7 @@ def interval(table: Table, confidence: float) -> tuple[float, float]:
     Newcombe's method 10: combines the two Wilson intervals with the correlation of the two models.
     """
     both, ours, theirs, _ = table
-    rows = sum(table)
+    rows, confidence = sum(table), min(confidence, _SUREST)
     first, second = (both + ours) / rows, (both + theirs) / rows
     first_low, first_high = wilson.interval(both + ours, rows, confidence)
     second_low, second_high = wilson.interval(both + theirs, rows, confidence)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,16 +85,23 @@ def read(dataset: Dataset, say: Say = lambda remark: None) -> Iterator[Image]:
     options = ImageOptions(dataset.image_shape, spelling=_SCALED_BY)
     folder = _folder(dataset, named)
     for path, label in _files(dataset, folder):
-        image_files.check_is_file(path)
-        blocks = list(image_files.read(path, options, say))
-        if sum(map(len, blocks)) != 1:
-            raise FormatError(
-                f"{path}: expected one image in each file of {_KEY}; found {sum(map(len, blocks)):,}; "
-                "save each in a file of its own"
-            )
+        pixels = _only_image(path, options, say)
         # A name that is not UTF-8 has no place in a record.
         file = f"{folder.name}/{path.parent.name}/{path.name}".encode(errors="backslashreplace").decode()
-        yield Image(file, label, blocks[0][0])
+        yield Image(file, label, pixels)
+
+
+def _only_image(path: Path, options: ImageOptions, say: Say) -> np.ndarray:
+    image_files.check_is_file(path)
+    found = list[np.ndarray]()
+    for block in image_files.read(path, options, say):
+        found.extend(block[:2])
+        # A file with millions of images is not read to its end.
+        if len(found) > 1:
+            raise FormatError(
+                f"{path}: expected one image in each file of {_KEY}; found more; save each in a file of its own"
+            )
+    return found[0]
 
 
 def _folder(dataset: Dataset, named: str) -> Path:
@@ -134,23 +142,35 @@ def _files(dataset: Dataset, folder: Path) -> list[tuple[Path, int]]:
 
 def _folders(dataset: Dataset, folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield the folders of classes, each with its class."""
-    for path in _listed(dataset, folder):
+    by_name = {_composed(name): label for label, name in enumerate(dataset.classes)}
+    by_name |= {name: label for label, name in enumerate(dataset.classes)}
+    for path in _listed(dataset, folder, shown=by_name):
         if not path.is_dir():
             raise ConfigError(
                 f"{path}: expected each image of {_KEY} in the folder of its class; found {kind_of(path)} beside "
                 "these; move it into one"
             )
-        if path.name not in dataset.classes:
+        label = by_name.get(path.name, by_name.get(_composed(path.name)))
+        if label is None:
             raise ConfigError(
                 f"{path}: expected the folders of {_KEY} to be named like classes of {dataset.name}; found "
                 f"{path.name!r}{meant(path.name, dataset.classes)}; rename it"
             )
-        yield dataset.classes.index(path.name), path
+        yield label, path
 
 
-def _listed(dataset: Dataset, folder: Path) -> list[Path]:
-    """Return what is in a folder, without hidden files."""
+def _composed(name: str) -> str:
+    """Return a name with each accent in one character with its letter: some file systems and programs part them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _listed(dataset: Dataset, folder: Path, shown: Container[str] = ()) -> list[Path]:
+    """Return what is in a folder, without hidden files; names of `shown` are not taken for hidden."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = sorted(path for path in folder.iterdir() if path.name in shown or not path.name.startswith("."))
+        # With permission to list a folder only, nothing in it can be looked at.
+        for path in found:
+            path.lstat()
     except OSError as error:
         raise _unusable(dataset, f"{folder} ({error.strerror})") from error
+    return found

@@ -39,6 +39,7 @@ BEYOND_A_SCHEMA = {
     "a floor of what slices are not by",
     "a floor of a fifth quarter",
     "a floor of a column that is no number",
+    "slices by nothing",
 }
 """What only idxflow refuses: it depends on several keys or on the machine, or JSON has no word for it."""
 

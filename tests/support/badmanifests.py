@@ -117,6 +117,10 @@ MANIFESTS: dict[str, tuple[str, str]] = {
         GOOD + '[slices]\nby = ["column 2"]',
         "expected label_column, because slices.by names column 2 of the label files; found none, so they have one",
     ),
+    "slices by nothing": (
+        GOOD + "[slices]\naccuracy = 0.9",
+        "expected slices.by, because other keys of slices are set and do nothing without it; found none; add it, such",
+    ),
     "one quantile": (GOOD + "[slices]\nquantiles = 1", "slices.quantiles to be an integer from 2 to 20; found 1"),
     "a floor of no class": (
         GOOD + '[slices]\nby = ["class"]\n[slices.floors]\n"class c" = 0.5',

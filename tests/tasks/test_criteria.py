@@ -216,3 +216,10 @@ def test_the_documentation_shows_what_the_simulation_prints(capsys: pytest.Captu
     printed = capsys.readouterr().out.strip()
     document = Path(__file__).resolve().parents[2] / "docs" / "gate.md"
     assert printed in document.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [1e-300, 1e-17, 1e-16, 1e-15])
+def test_an_interval_that_is_almost_sure_is_wider_than_a_less_sure_one(error: float):
+    low, high = criteria.interval((340, 10, 5, 5), 1 - error)
+    wide, high_end = criteria.interval((340, 10, 5, 5), 1 - 1e-13)
+    assert -1 <= low < wide < high_end < high <= 1

@@ -12,7 +12,7 @@ from PIL import Image
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, FormatError
-from storage.formats import behaviour_images
+from storage.formats import behaviour_images, idx
 from storage.records import BehaviourTest, Variant, from_json, to_json
 from storage.registry import Registry
 from storage.store import Store
@@ -25,6 +25,7 @@ from tasks.probing import answers, changes, named_images
 from tasks.report.comparison import compare
 from tests.conftest import TinyFactory, bars, write_tiny
 from tests.support import models
+from tests.support.memory import peak
 from tests.support.runs import carried_out, run_without_prefect
 from tests.support.split_in_parts import in_parts
 
@@ -192,7 +193,7 @@ def test_the_rows_are_spaced_over_the_split():
     "tasks.probing.named_images:_files",
     "tasks.probing.named_images:_folders",
     "tasks.probing.named_images:_folders:2",
-    "tasks.probing.named_images:read",
+    "tasks.probing.named_images:_only_image",
     "tasks.probing.named_images:_files:2",
 )
 def test_named_images_that_cannot_be_used_are_refused_in_one_sentence(
@@ -218,7 +219,7 @@ def test_named_images_that_cannot_be_used_are_refused_in_one_sentence(
     assert refused(ConfigError).endswith("found 'Bar 0' (did you mean bar 0?); rename it")
     (folder / "Bar 0").rename(folder / "bar 0")
     np.save(folder / "bar 0" / "two.npy", BARS["test-images"][:2])
-    assert refused(FormatError).endswith("found 2; save each in a file of its own")
+    assert refused(FormatError).endswith("found more; save each in a file of its own")
     (folder / "bar 0" / "two.npy").unlink()
     save(folder / "bar 1" / "row-1.png", np.stack([BARS["test-images"][1], *[BARS["test-images"][0]] * 2], axis=2))
     monkeypatch.setattr(named_images, "MOST_FILES", 1)
@@ -240,6 +241,27 @@ def test_what_is_no_image_of_the_data_set_is_refused(tiny: TinyFactory, tmp_path
     odd.mkdir()
     with pytest.raises(ConfigError, match=r"odd\.png; found a folder; correct the path"):
         named_images.check(dataset)
+
+
+def test_folders_of_classes_are_found_however_their_names_are_spelled(tiny: TinyFactory, tmp_path: Path):
+    manifest = tiny(manifest=NAMED).manifest
+    manifest.write_text(manifest.read_text().replace('"bar 0", "bar 1"', '".notdef", "caf\u00e9"'), encoding="utf-8")
+    for place in (".notdef/a", "cafe\u0301/b", "bar 2/c", "bar 2/.hidden", ".git/d"):
+        save(tmp_path / "checked" / f"{place}.png", BARS["test-images"][0])
+    found = named_images.read(catalog.read(manifest))
+    assert [(image.file[-5:], image.label) for image in found] == [("a.png", 0), ("b.png", 1), ("c.png", 2)]
+
+
+def test_a_file_of_many_images_is_not_read_to_its_end(tiny: TinyFactory, tmp_path: Path):
+    dataset, many = tiny(manifest=NAMED), tmp_path / "checked" / "bar 0" / "many"
+    many.parent.mkdir(parents=True)
+    many.write_bytes(idx.encode(np.repeat(BARS["test-images"][:1], 100_000, axis=0)))
+
+    def refused() -> None:
+        with pytest.raises(FormatError, match="found more"):
+            named_images.check(dataset)
+
+    assert peak(refused) < many.stat().st_size / 2
 
 
 def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
