@@ -335,14 +335,31 @@ def test_a_wrong_place_is_told_before_anything_is_imported(
     for at, said in {
         "mlruns": "found mlruns; give one (MLflow no longer writes to plain folders)",
         "file:///mlruns": "such as http://127.0.0.1:5000 or sqlite:///mlflow.db; found file:///mlruns",
-        "https://ann:secret@127.0.0.1": "expected --at without credentials; found some before the @ in https://127.0.0.1",
+        "https://ann:secret@127.0.0.1": "expected --at without user, password and query",
+        # Passwords are often not escaped.
+        "http://ann:se/secret@127.0.0.1": "found one in the address of http://127.0.0.1; put the whole address into",
+        "postgresql://ann:se@secret@host/db": "found one in the address of postgresql://host/db; put",
+        "postgresql://host/db?password=secret": "found one in the address of postgresql://host/db; put",
+        "http://[::1": "found http://[::1; give one",
         "sqlite://": "write it as sqlite:///mlflow.db",
+        # What is sent there would be gone.
+        "sqlite:///:memory:": "expected a file in the address of a database of SQLite; found sqlite:///:memory:",
     }.items():
         refused = share(capsys, "latest", "--at", at)
         assert refused["code"] == 2
         assert said in refused["said"]
         assert "secret" not in refused["said"]
     assert "found none; give one" in share(capsys, "latest")["said"]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:se/secret@127.0.0.1:1")
+    refused = share(capsys, "latest")
+    assert (
+        "expected http://127.0.0.1:1 to take the runs; it answered: Invalid url: http://127.0.0.1:1" in refused["said"]
+    )
+    assert "secret" not in refused["said"]
+    (tmp_path / "text.db").write_text("This is no database of SQLite. " * 40)
+    refused = share(capsys, "latest", "--at", f"sqlite:///{tmp_path}/text.db")
+    assert "it cannot be reached (file is not a database)" in refused["said"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     assert "expected --name to have letters" in share(capsys, "latest", "--name", "it's")["said"]
     with monkeypatch.context() as patch:
