@@ -91,7 +91,9 @@ def place(at: str | None) -> Place:
     Raises:
         ConfigError: there is none, it is of another kind, or `--at` has credentials in it.
     """
-    address = at or os.environ.get(VARIABLE) or ""
+    scheme, separator, rest = (at or os.environ.get(VARIABLE) or "").partition("://")
+    # MLflow knows only the lower case.
+    address = f"{scheme.lower() if separator else scheme}{separator}{rest}"
     found = Place(address)
     kind = _kind(address)
     if kind not in (*_SERVERS, *_DATABASES):
@@ -99,7 +101,7 @@ def place(at: str | None) -> Place:
             f"expected --at to be the address of an MLflow server or database, such as http://127.0.0.1:5000 or "
             f"sqlite:///mlflow.db; found {found.shown or 'none'}; give one (MLflow no longer writes to plain folders)"
         )
-    if at and kind != "sqlite" and found.shown != at:
+    if at and kind != "sqlite" and found.shown != address:
         raise ConfigError(
             "expected --at without user, password and query, because others can see the command line; found one in the "
             f"address of {found.shown}; put the whole address into the variable {VARIABLE} and leave --at out, or use "

@@ -199,6 +199,12 @@ def test_what_somebody_has_deleted_there_stays_deleted(
     client.delete_run(found.info.run_id)
     again = share(capsys, "--at", server, "--name", "some")
     assert (again["sent"], again["deleted"], again["champion"]) == ([], [first], 2)
+    # A tag that somebody else has set, too.
+    client.set_model_version_tag("some", "1", "idxflow.version", "the old one")
+    assert [each["version"] for each in share(capsys, "--at", server, "--name", "some")["versions"]] == [2]
+    client.delete_model_version("some", "2")
+    assert run_command(["share", "mlflow", "tiny", "--at", server, "--name", "some"]) == 0
+    assert "; the champion v2 is not there, so no version has the alias; at http" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["/runs/log-batch", "/artifacts/", "/model-versions/create"])
