@@ -112,9 +112,10 @@ class DatasetInStore:
                 f"expected the beginning of a single run's id; {run_id[:40]!r} begins {len(matching)} of {self.name}: "
                 f"{_newest(matching)}; type more of it"
             )
+        lost = f", made by run {run_id}, which the ledger does not have" if is_version else _alike(run_id, runs)
         raise ConfigError(
             f"expected a run of {self.name}, by its id, the beginning of its id, `latest`, `champion` or `v` and a "
-            f"version; found {run_id[:40]!r}{_alike(run_id, runs)}; give one of these, the latest: {_newest(runs)}"
+            f"version; found {text[:40]!r}{lost}; give one of these, the latest: {_newest(runs)}"
         )
 
 

@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import yaml
 
 from flows.settings import POOL, ROOT
+from flows.terminal.text import is_utf8
 from storage import own_data
 from storage.datasets import catalog
 from storage.datasets.catalog import shown
@@ -257,20 +258,12 @@ def _as_yaml(manifest: Path) -> str:
         ConfigError: it is no text, or Prefect would replace a part of it.
     """
     path = str(manifest)
-    if "{{" in path or not _is_text(path):
+    if "{{" in path or not is_utf8(path):
         raise ConfigError(
             "expected the path of a data set to schedule in UTF-8 and without '{{', which Prefect replaces; found "
             f"{path!a}; rename the folder or the file"
         )
     return str(yaml.safe_dump(path, default_style='"', allow_unicode=True, width=math.inf)).strip()
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_to_write(file: Path, text: str) -> bool:

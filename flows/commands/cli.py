@@ -237,6 +237,8 @@ def _failure(error: BaseException, command: str) -> Failure | None:
         return Failure(kind, f"terminated{_THEN.get(command, '')}", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):
         return Failure("Interrupted", f"interrupted{_THEN.get(command, '')}", 128 + signal.SIGINT)
+    if isinstance(error, RuntimeError) and (words := _of_path(error)):
+        return Failure(ConfigError.__name__, words, ConfigError.exit_code)
     words = shortage(error) or _obstacle(error)
     return Failure(kind, words, IdxflowError.exit_code) if words else None
 
@@ -246,6 +248,20 @@ def _obstacle(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
         return None
     return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}; correct that, or choose another place"
+
+
+def _of_path(error: RuntimeError) -> str | None:
+    """Return which path cannot be followed; None if the error is not one of `pathlib`, which has no type for these."""
+    text = str(error)
+    if text.startswith("Could not determine home dir"):
+        return (
+            "expected a path that begins with ~ to name a user with a home folder; found none; correct the name, or "
+            "give the whole path"
+        )
+    if text.startswith("Symlink loop from "):
+        loop = text.removeprefix("Symlink loop from ")
+        return f"expected a path that leads somewhere; found links that lead in a circle at {loop}; give another path"
+    return None
 
 
 def _print_failure(failure: Failure, as_json: bool) -> int:

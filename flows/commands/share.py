@@ -107,7 +107,7 @@ def mlflow(
         result = send(request)
     if as_json:
         return print_json(_values(request, result))
-    print_line(f"{dataset}: {'; '.join(_clauses(result))}; at {where.shown}")
+    print_line(f"{dataset}: {'; '.join(_clauses(result, data.registry.standing().champion))}; at {where.shown}")
     return 0
 
 
@@ -124,7 +124,12 @@ def _name(name: str) -> str:
     return name
 
 
-def _clauses(sent: Sent) -> Iterator[str]:
+def _clauses(sent: Sent, newest: int | None) -> Iterator[str]:
+    """Yield what was done.
+
+    Args:
+        newest: the champion's version here; None: there is none.
+    """
     yield f"{counted(len(sent.sent), 'run')} sent"
     if sent.present:
         yield f"{len(sent.present):,} were there already"
@@ -135,6 +140,9 @@ def _clauses(sent: Sent) -> Iterator[str]:
     champion = sent.models.champion
     if champion:
         yield f"champion is v{champion} (version {sent.models.versions[champion]} there)"
+    elif newest:
+        # It was deleted there, or `gc` had removed its model before it was sent.
+        yield f"the champion v{newest} is not there, so no version has the alias"
 
 
 def _values(request: Request, sent: Sent) -> dict[str, Any]:

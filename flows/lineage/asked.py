@@ -228,7 +228,7 @@ def _digests(path: Path) -> tuple[str, ...]:
 
 def _export(path: Path) -> dict[str, Any]:
     """Return what an export says of itself; nothing if there is none, or it is none of ours."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         if path.stat().st_size <= _LARGEST:
             check_regular(path)
             values = json.loads(path.read_bytes())

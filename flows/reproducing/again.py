@@ -266,7 +266,7 @@ def _notes(run: Recorded, dataset: Dataset, today: Dataset | None) -> Iterator[s
     elif "normalize" not in run.steps:
         yield f"run {run.id} only checked its data"
     if lost:
-        yield f"removed from the store, so not all of it can be compared: {', '.join(lost)}"
+        yield f"removed from the store, or damaged, so not all of it can be compared: {', '.join(lost)}"
     if "validate" in lost or any(name.startswith("decode") for name in lost):
         yield "what the manifest decides in these steps is that of today's manifest"
     if "quarantine" in lost:
@@ -280,4 +280,4 @@ def _notes(run: Recorded, dataset: Dataset, today: Dataset | None) -> Iterator[s
             "left out, with the decision; name the manifest with --dataset-file"
         )
     if today and (changes := changes_of_manifest(run, dataset, today)):
-        yield f"{today.manifest}: no longer as the run had it, which is what counts here: {'; '.join(changes)}"
+        yield f"{today.manifest}: not what the run used, which is what counts here: {'; '.join(changes)}"

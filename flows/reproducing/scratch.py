@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.reproducing.recorded import Kept, Recorded
-from flows.terminal.text import printable
+from flows.terminal.text import is_utf8, printable
 from storage import copying, released
 from storage.datasets import catalog
 from storage.datasets.catalog import ROLES
@@ -25,11 +25,14 @@ def checked_folder(keep: Path, store: Store) -> Path:
     """Return the absolute path of the folder to keep the scratch store in, which must be new or empty.
 
     Raises:
-        ConfigError: it is not, or it is in the store.
+        ConfigError: it is not, it is in the store, or its path is not UTF-8.
     """
     check_local("--keep", keep)
     folder = keep.expanduser().absolute()
     shown = printable(str(folder))
+    if not is_utf8(str(folder)):
+        # Arrow and SQLite take no other paths.
+        raise ConfigError(f"expected --keep to be a path in UTF-8; found {shown!r}; choose another folder")
     if folder.resolve().is_relative_to(store.root.resolve()):
         raise ConfigError(f"expected --keep outside the store {store.address}; found {shown}; choose another folder")
     if (folder.is_dir() and not any(folder.iterdir())) or not (folder.exists() or folder.is_symlink()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def _registered(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
     while True:
         page = client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
         for version in page:
-            if VERSION in version.tags:
+            # Anybody can change a tag.
+            if re.fullmatch(r"[1-9]\d{0,9}", version.tags.get(VERSION, ""), re.ASCII):
                 # Of two, the first one counts.
                 number = int(version.tags[VERSION])
                 found[number] = min((found.get(number, version), version), key=lambda one: int(one.version))

@@ -41,6 +41,11 @@ _DEFAULTS = {
 """Seconds, but for the number of tries."""
 _DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What to install for a module that SQLAlchemy looks for, where that has another name."""
+_KNOWN = (
+    *("Connection refused", "timed out", "Name or service not known", "unable to open database file"),
+    *("file is not a database", "database is locked", "attempt to write a readonly database"),
+)
+"""What the text of an error can say that has no credentials in it."""
 _LONGEST = 200
 """Characters of a message of MLflow that are shown."""
 
@@ -54,8 +59,17 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """The address without credentials, for people."""
-        return re.sub(r"//[^/@]*@", "//", self.address)
+        """The address without user, password and query, for people.
+
+        A password that is not escaped can have any of `/?#@` in it, so all before the last @ is left out.
+        """
+        kind, separator, rest = self.address.partition("://")
+        if not separator:
+            return kind.rpartition("@")[2]
+        if rest.startswith("/"):
+            # A path, in which an @ is only an @.
+            return f"{kind}{separator}{rest.partition('?')[0]}"
+        return f"{kind}{separator}{re.split('[?#]', rest.rpartition('@')[2])[0]}"
 
     @property
     def is_server(self) -> bool:
@@ -64,8 +78,11 @@ class Place:
     @property
     def files(self) -> str | None:
         """Where the files of runs go if nobody says: beside the file of SQLite; None: the server knows."""
-        found = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", self.address)
-        return str(Path(found[1]).absolute().parent / "mlartifacts") if found else None
+        found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", self.address)
+        # A database in memory ends with the command.
+        if not found or ":memory:" in found[1]:
+            return None
+        return str(Path(found[1]).absolute().parent / "mlartifacts")
 
 
 def place(at: str | None) -> Place:
@@ -74,18 +91,21 @@ def place(at: str | None) -> Place:
     Raises:
         ConfigError: there is none, it is of another kind, or `--at` has credentials in it.
     """
-    address = at or os.environ.get(VARIABLE) or ""
+    scheme, separator, rest = (at or os.environ.get(VARIABLE) or "").partition("://")
+    # MLflow knows only the lower case.
+    address = f"{scheme.lower() if separator else scheme}{separator}{rest}"
     found = Place(address)
-    kind = urlsplit(address).scheme.split("+")[0]
+    kind = _kind(address)
     if kind not in (*_SERVERS, *_DATABASES):
         raise ConfigError(
             f"expected --at to be the address of an MLflow server or database, such as http://127.0.0.1:5000 or "
             f"sqlite:///mlflow.db; found {found.shown or 'none'}; give one (MLflow no longer writes to plain folders)"
         )
-    if at and found.shown != at:
+    if at and kind != "sqlite" and found.shown != address:
         raise ConfigError(
-            f"expected --at without credentials; found some before the @ in {found.shown}; put the whole address into "
-            f"the variable {VARIABLE} and leave --at out, or use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            "expected --at without user, password and query, because others can see the command line; found one in the "
+            f"address of {found.shown}; put the whole address into the variable {VARIABLE} and leave --at out, or use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if kind == "sqlite" and found.files is None:
         raise ConfigError(
@@ -93,6 +113,15 @@ def place(at: str | None) -> Place:
             "sqlite:///mlflow.db, or sqlite:////data/mlflow.db with the whole path"
         )
     return found
+
+
+def _kind(address: str) -> str:
+    """Return the kind of an address; empty if it is none."""
+    try:
+        return urlsplit(address).scheme.split("+")[0]
+    except ValueError:
+        # Such as an IPv6 address without its bracket.
+        return ""
 
 
 @contextmanager
@@ -189,8 +218,8 @@ def _of_mlflow(where: Place, error: Exception) -> SharingFailed | None:
     if "failed with exception" in text:
         return _unreachable(where, error)
     return SharingFailed(
-        f"expected {where.shown} to take the runs; it answered: {_brief(text)}; correct that, and repeat the command, "
-        "which sends what is missing"
+        f"expected {where.shown} to take the runs; it answered: {_brief(where, text)}; correct that, and repeat the "
+        "command, which sends what is missing"
     )
 
 
@@ -205,13 +234,11 @@ def _unreachable(where: Place, error: Exception) -> SharingFailed:
 def _reason(error: BaseException) -> str:
     """Return the name of an error, or what is known about it; its text may have credentials in it."""
     text = str(error)
-    for known in ("Connection refused", "timed out", "Name or service not known", "unable to open database file"):
-        if known in text:
-            return known
-    cause = error.__cause__
-    return type(cause or error).__name__
+    known = (known for known in _KNOWN if known in text)
+    return next(known, type(error.__cause__ or error).__name__)
 
 
-def _brief(text: str) -> str:
-    first = re.sub(r"//[^/@\s]*@", "//", " ".join(text.split()))
+def _brief(where: Place, text: str) -> str:
+    plain = " ".join(text.replace(where.address, where.shown).split())
+    first = re.sub(r"//\S*@", "//", plain)
     return first if len(first) <= _LONGEST else f"{first[:_LONGEST]}…"

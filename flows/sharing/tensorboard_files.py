@@ -58,12 +58,17 @@ def write(data: DatasetInStore, logdir: Path, runs: tuple[str, ...] = ()) -> Wri
         runs: by the names that `DatasetInStore.run` takes; empty: all.
 
     Raises:
-        ConfigError: TensorBoard is not installed, there is no such run, or the folder cannot be written.
+        ConfigError: TensorBoard is not installed, there is no such run, or the folder is in the store or cannot be
+            written.
         StoreError: the store cannot be read.
     """
     check_installed("tensorboard", "idxflow share tensorboard", "tensorboard")
     check_local("--logdir", logdir)
     folder = logdir.expanduser().absolute() / data.name
+    if folder.resolve().is_relative_to(data.store.root.resolve()):
+        raise ConfigError(
+            f"expected --logdir outside the store {data.store.address}; found {logdir}; choose another folder"
+        )
     records = own_runs(data, runs)
     changed: dict[str, bool] = {}
     for number, record in enumerate(records):
@@ -88,9 +93,10 @@ def _place(folder: Path, files: dict[str, bytes]) -> bool:
                 write_bytes(file, content)
                 changed = True
     except OSError as error:
+        where = Path(error.filename2 or error.filename or folder)
         raise ConfigError(
-            f"expected a folder that can be written at {folder}; {error.strerror} ({kind_of(folder)}); correct that, "
-            "or choose another --logdir"
+            f"expected a folder that can be written at {folder}; found {error.strerror} at {where} ({kind_of(where)}); "
+            "correct that, or choose another --logdir"
         ) from error
     return changed
 

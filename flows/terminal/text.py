@@ -15,6 +15,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
 
 
+def is_utf8(path: str) -> bool:
+    """Return whether a path is UTF-8, as Linux does not require of file names."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clock(moment: datetime | str | None) -> str:
     """Return a time, or a text in ISO 8601, as `2026-05-01 09:30:00` in UTC; `unknown` if the text is not a time."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.errors import DamagedEntry, StoreError
+from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.records import TrainedModel
 from storage.registry import Registry, Version
 from storage.store import Store
@@ -20,9 +20,14 @@ def card(store: Store, dataset: str, version: str, licence: str = "") -> str:
         licence: under which the model is published; empty: its publisher will choose one.
 
     Raises:
-        ConfigError: there is no such data set or version.
+        ConfigError: there is no such data set or version, or the licence has control characters.
         StoreError: the store cannot be read.
     """
+    if not licence.isprintable():
+        raise ConfigError(
+            f"expected the name of a licence in printable characters, such as Apache-2.0; found {licence[:40]!a}; "
+            "correct it"
+        )
     found = find_version(store, dataset, version)
     with store.in_use(dataset):
         return model_card(Registry(store, dataset), found, _described(store, found), licence)

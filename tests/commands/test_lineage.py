@@ -315,6 +315,8 @@ def test_a_digest_or_a_path_that_names_nothing_or_too_much_is_one_sentence(shown
     weights = Registry(days, "scans").version(1).weights_digest
     described.write_text(json.dumps({"weights_digest": weights, "files": {}}))
     assert shown("./exported")[0].startswith("v1 of scans, ")
+    described.write_text("[" * 100_000)
+    assert "found a folder without it at exported" in shown("./exported", code=2)[0]
     # Another version whose weights begin alike.
     alike = weights[:10] + ("0" if weights[10] != "0" else "1") + weights[11:]
     registered_again(days, evaluation="e" * 32, weights_digest=alike)

@@ -327,7 +327,7 @@ def test_what_was_removed_is_left_out(world: World, idxflow: Call, tmp_path: Pat
     assert "evaluate champion" not in out
     assert "reproduced: all 16 digests are the same" in out
     assert "note: champion v1, which the model was compared with, was removed from the store" in err
-    assert "note: removed from the store, so not all of it can be compared: train" in err
+    assert "note: removed from the store, or damaged, so not all of it can be compared: train" in err
 
 
 @pytest.mark.remedies("flows.reproducing.scratch:_bring", "flows.reproducing.recorded:dataset_of")
@@ -412,6 +412,7 @@ def test_a_signal_leaves_nothing_behind(world: World, idxflow: Call, temporary: 
 @pytest.mark.remedies(
     "flows.reproducing.scratch:checked_folder",
     "flows.reproducing.scratch:checked_folder:2",
+    "flows.reproducing.scratch:checked_folder:3",
     "flows.reproducing.scratch:_unwritable",
 )
 def test_the_scratch_store_can_be_kept(world: World, idxflow: Call, tmp_path: Path):
@@ -423,6 +424,7 @@ def test_the_scratch_store_can_be_kept(world: World, idxflow: Call, tmp_path: Pa
         ("full", 2, f"expected --keep to be a new or an empty folder; {full} is not empty; choose another"),
         ("full/file", 2, f"{full / 'file'} is a file; choose another"),
         ("full/file/in", 1, f"expected a scratch store that can be written; found File exists at {full / 'file'}"),
+        (os.fsdecode(b"\xff"), 2, f"expected --keep to be a path in UTF-8; found '{tmp_path}/\\udcff'; choose another"),
         (str(world.store.root / "again"), 2, f"expected --keep outside the store {world.store.root}; found "),
     ):
         code, _, err = idxflow(*words, folder)
@@ -451,7 +453,7 @@ def test_a_run_of_the_past_has_the_archives_of_then_also_in_parts(
     code, out, err = idxflow("listed", "champion", "--store", str(store.root), "--dataset-file", str(manifest))
     assert code == 0
     assert out.endswith("of listed: reproduced: all 13 digests are the same\n")
-    assert "no longer as the run had it, which is what counts here: classes: the run used [" in err
+    assert "not what the run used, which is what counts here: classes: the run used [" in err
     assert "; [limits] max_blank: the run used 0, the manifest now says 0.5" in err
 
 

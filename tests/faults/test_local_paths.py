@@ -105,3 +105,18 @@ def test_an_address_for_a_picture_or_a_report_is_refused(folder: Path):
 def test_a_path_with_a_colon_is_a_path(folder: Path):
     for name in ("a:b", "C:/x", "store 12:30", "./s3:/x"):
         assert open_store(name).root == folder / name
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("~no-such-user/x.md", "expected a path that begins with ~ to name a user with a home folder; found none"),
+        ("circle.md", "found links that lead in a circle at "),
+    ],
+)
+def test_a_path_that_cannot_be_followed_is_wrong_usage(
+    folder: Path, path: str, found: str, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "circle.md").symlink_to("circle.md")
+    assert run_command(["share", "card", "digits", "--out", path, "--store", "store"]) == 2
+    assert found in capsys.readouterr().err

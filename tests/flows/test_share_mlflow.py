@@ -199,6 +199,12 @@ def test_what_somebody_has_deleted_there_stays_deleted(
     client.delete_run(found.info.run_id)
     again = share(capsys, "--at", server, "--name", "some")
     assert (again["sent"], again["deleted"], again["champion"]) == ([], [first], 2)
+    # A tag that somebody else has set, too.
+    client.set_model_version_tag("some", "1", "idxflow.version", "the old one")
+    assert [each["version"] for each in share(capsys, "--at", server, "--name", "some")["versions"]] == [2]
+    client.delete_model_version("some", "2")
+    assert run_command(["share", "mlflow", "tiny", "--at", server, "--name", "some"]) == 0
+    assert "; the champion v2 is not there, so no version has the alias; at http" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["/runs/log-batch", "/artifacts/", "/model-versions/create"])
@@ -335,14 +341,31 @@ def test_a_wrong_place_is_told_before_anything_is_imported(
     for at, said in {
         "mlruns": "found mlruns; give one (MLflow no longer writes to plain folders)",
         "file:///mlruns": "such as http://127.0.0.1:5000 or sqlite:///mlflow.db; found file:///mlruns",
-        "https://ann:secret@127.0.0.1": "expected --at without credentials; found some before the @ in https://127.0.0.1",
+        "https://ann:secret@127.0.0.1": "expected --at without user, password and query",
+        # Passwords are often not escaped.
+        "http://ann:se/secret@127.0.0.1": "found one in the address of http://127.0.0.1; put the whole address into",
+        "postgresql://ann:se@secret@host/db": "found one in the address of postgresql://host/db; put",
+        "postgresql://host/db?password=secret": "found one in the address of postgresql://host/db; put",
+        "http://[::1": "found http://[::1; give one",
         "sqlite://": "write it as sqlite:///mlflow.db",
+        # What is sent there would be gone.
+        "sqlite:///:memory:": "expected a file in the address of a database of SQLite; found sqlite:///:memory:",
     }.items():
         refused = share(capsys, "latest", "--at", at)
         assert refused["code"] == 2
         assert said in refused["said"]
         assert "secret" not in refused["said"]
     assert "found none; give one" in share(capsys, "latest")["said"]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:se/secret@127.0.0.1:1")
+    refused = share(capsys, "latest")
+    assert (
+        "expected http://127.0.0.1:1 to take the runs; it answered: Invalid url: http://127.0.0.1:1" in refused["said"]
+    )
+    assert "secret" not in refused["said"]
+    (tmp_path / "text.db").write_text("This is no database of SQLite. " * 40)
+    refused = share(capsys, "latest", "--at", f"sqlite:///{tmp_path}/text.db")
+    assert "it cannot be reached (file is not a database)" in refused["said"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     assert "expected --name to have letters" in share(capsys, "latest", "--name", "it's")["said"]
     with monkeypatch.context() as patch:

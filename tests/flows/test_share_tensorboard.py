@@ -167,7 +167,11 @@ def test_its_server_shows_the_curves_and_compares_runs_by_their_parameters(
     }
 
 
-@pytest.mark.remedies("flows.sharing.tensorboard_files:_place", "flows.sharing.extras:check_installed")
+@pytest.mark.remedies(
+    "flows.sharing.tensorboard_files:write",
+    "flows.sharing.tensorboard_files:_place",
+    "flows.sharing.extras:check_installed",
+)
 def test_a_folder_that_cannot_be_written_and_a_missing_extra_are_told(
     runs: tuple[Store, dict[str, RunRecord]],
     tmp_path: Path,
@@ -177,7 +181,11 @@ def test_a_folder_that_cannot_be_written_and_a_missing_extra_are_told(
     (tmp_path / "file").write_text("")
     words = ["share", "tensorboard", "tiny", "latest", "--store", str(runs[0].root), "--logdir"]
     assert run_command([*words, str(tmp_path / "file")]) == 2
-    assert "expected a folder that can be written at" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"expected a folder that can be written at {tmp_path}/file/tiny/" in said
+    assert f"; found File exists at {tmp_path}/file (a file); correct that" in said
+    assert run_command([*words, str(runs[0].root / "tiny")]) == 2
+    assert f"expected --logdir outside the store {runs[0].root}; found " in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorboard", None)
         assert run_command([*words, str(tmp_path / "logs")]) == 2

@@ -144,6 +144,20 @@ def test_a_card_by_itself_has_the_same_and_the_licence_that_was_chosen(
     assert store not in text
 
 
+@pytest.mark.remedies("tasks.serving.card:card")
+@pytest.mark.parametrize("licence", ["MIT\n---\nx: y", "MIT\x1b[31m", "\udcff"])
+def test_a_licence_with_control_characters_is_refused(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], licence: str
+):
+    out = tmp_path / "card.md"
+    words = ["share", "card", "digits", "--store", str(model.store.root), "--out", str(out), "--licence"]
+    assert run_command([*words, licence]) == 2
+    assert f"such as Apache-2.0; found {licence!a}; correct it" in capsys.readouterr().err
+    assert not out.exists()
+    if licence == "\udcff":
+        assert run_command([*words, "Apache-2.0"]) == 0
+
+
 def check_metadata(card: ModelCard, model: Model) -> None:
     """What the Hub's own reader makes of the results: one for each measure, those of classes as means."""
     results = {result.metric_type: result for result in card.data.eval_results}
