@@ -86,9 +86,12 @@ def read(dataset: Dataset, say: Say = lambda remark: None) -> Iterator[Image]:
     folder = _folder(dataset, named)
     for path, label in _files(dataset, folder):
         pixels = _only_image(path, options, say)
-        # A name that is not UTF-8 has no place in a record.
-        file = f"{folder.name}/{path.parent.name}/{path.name}".encode(errors="backslashreplace").decode()
-        yield Image(file, label, pixels)
+        yield Image(_printable(f"{folder.name}/{path.parent.name}/{path.name}"), label, pixels)
+
+
+def _printable(name: str) -> str:
+    """Return a name for records and sentences: no line ends, no commands to a terminal, no bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _only_image(path: Path, options: ImageOptions, say: Say) -> np.ndarray:

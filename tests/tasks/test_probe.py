@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,14 @@ def test_folders_of_classes_are_found_however_their_names_are_spelled(tiny: Tiny
         save(tmp_path / "checked" / f"{place}.png", BARS["test-images"][0])
     found = named_images.read(catalog.read(manifest))
     assert [(image.file[-5:], image.label) for image in found] == [("a.png", 0), ("b.png", 1), ("c.png", 2)]
+
+
+def test_what_a_record_calls_an_image_can_be_printed(tiny: TinyFactory, tmp_path: Path):
+    dataset, picture = tiny(manifest=NAMED), tmp_path / "checked" / "bar 0" / "one.png"
+    save(picture, BARS["test-images"][0])
+    os.rename(picture, os.fsencode(picture.parent) + b"/a\n\x1b[31m\xff\xe2\x80\xae.png")
+    (found,) = named_images.read(dataset)
+    assert found.file == r"checked/bar 0/a\n\x1b[31m\udcff\u202e.png"
 
 
 def test_a_file_of_many_images_is_not_read_to_its_end(tiny: TinyFactory, tmp_path: Path):
