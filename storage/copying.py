@@ -439,7 +439,9 @@ def _errors() -> Iterator[None]:
             "which copies what is missing"
         ) from error
     except OSError as error:
+        # Python does not say which file could not be written to.
+        where = f" at {error.filename}" if error.filename else ""
         raise StoreError(
-            f"expected to copy all of it; {error.strerror} at {error.filename}; free space or correct the permissions "
+            f"expected to copy all of it; {error.strerror}{where}; free space or correct the permissions "
             "there, and repeat the command, which copies what is missing"
         ) from error

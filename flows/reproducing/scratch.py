@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from storage.runtime.progress import Progress
 from storage.store import Store
 
 _PREFIX = "idxflow-reproduce-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checked_folder(keep: Path, store: Store) -> Path:
@@ -71,16 +73,20 @@ def _writable(folder: Path) -> Iterator[Store]:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError) or not _is_about(folder, cause):
             raise
-        raise _unwritable(cause) from error
+        raise _unwritable(cause, folder) from error
 
 
 def _is_about(folder: Path, error: OSError) -> bool:
-    path = Path(str(error.filename or "/"))
+    if error.filename is None:
+        # Python does not say which file could not be written to; nothing is written elsewhere.
+        return error.errno in _FULL
+    path = Path(str(error.filename))
     return path.is_relative_to(folder) or (path != Path("/") and folder.is_relative_to(path))
 
 
-def _unwritable(error: OSError) -> StoreError:
-    where = f" at {error.filename}" if error.filename else ""
+def _unwritable(error: OSError, folder: Path | None = None) -> StoreError:
+    place = error.filename or folder
+    where = f" at {place}" if place else ""
     return StoreError(
         f"expected a scratch store that can be written; found {error.strerror}{where}; correct that or free space "
         "there, or name an empty folder elsewhere with --keep"

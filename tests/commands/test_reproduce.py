@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -434,6 +435,17 @@ def test_the_scratch_store_can_be_kept(world: World, idxflow: Call, tmp_path: Pa
     assert code == 0
     assert out.splitlines()[-1] == f"scratch store {tmp_path / 'again'}"
     assert not verify(Store(tmp_path / "again")).damage
+
+
+def test_a_scratch_store_that_has_no_room_is_named(world: World, idxflow: Call, temporary: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        code, out, err = idxflow("tiny", "v1", "--store", str(world.store.root))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (1, "")
+    assert f"expected a scratch store that can be written; found File too large at {temporary}/idxflow-repro" in err
 
 
 def test_a_run_of_the_past_has_the_archives_of_then_also_in_parts(
