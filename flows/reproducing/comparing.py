@@ -162,8 +162,9 @@ class Comparison:
             return f"{self.first} differs first: {self.why.sentence if self.why else 'why is unknown'}"
         number = sum(line.same is True and line.what != COUNT for line in self.lines)
         missing = sum(line.same is None for line in self.lines)
-        limits = f" that can be compared; {missing} cannot" if missing else ""
-        return f"reproduced: all {number} digests are the same{limits}"
+        if missing:
+            return f"reproduced: all {number} digests that can be compared are the same; {missing} cannot be compared"
+        return f"reproduced: all {number} digests are the same"
 
 
 def result_of(step: str, described: Mapping[str, Any]) -> Result:

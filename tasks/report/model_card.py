@@ -49,7 +49,8 @@ def model_card(registry: Registry, version: Version, described: Mapping[str, Any
     """
     values = values_of(registry, _run_of(registry, version))
     metadata = _metadata(values, described, licence)
-    shown = {"model": described, "version": dataclasses.asdict(version), "licence": licence}
+    by_hand = [turn for turn in registry.about(version.number) if turn.by_hand]
+    shown = {"model": described, "version": dataclasses.asdict(version), "licence": licence, "by_hand": by_hand}
     text: str = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{text}---\n\n{rendering.model_card({**values, **shown})}\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -59,13 +60,17 @@ def save(model: Model, exported: Path, saved: Path, ids: tuple[str, str]) -> Non
 
 @contextmanager
 def _silent_keras() -> Iterator[None]:
-    """Keep the bar off standard output with which Keras shows that it predicts."""
+    """Keep off the terminal the bar of Keras, and TensorFlow's advice against loading many models in one process."""
     import keras
 
+    advice = logging.getLogger("tensorflow")
+    level = advice.level
+    advice.setLevel(logging.ERROR)
     was_on = keras.config.is_interactive_logging_enabled()
     keras.config.disable_interactive_logging()
     try:
         yield
     finally:
+        advice.setLevel(level)
         if was_on:
             keras.config.enable_interactive_logging()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -181,6 +182,8 @@ def test_a_second_call_changes_nothing_and_after_promote_and_rollback_it_moves_t
     assert (moved["champion"], moved["alias_moved"]) == (1, True)
     client = client_of(server)
     assert client.get_model_version_by_alias("tiny", "champion").tags["idxflow.version"] == "1"
+    assert run_command(["share", "card", "tiny"]) == 0
+    assert re.search(r"^- By hand, \S+ \S+ UTC: forced v2→v1: a try$", capsys.readouterr().out, re.MULTILINE)
     assert run_command(["rollback", "tiny", "--reason", "back"]) == 0
     capsys.readouterr()
     assert share(capsys, "latest", "--at", server)["champion"] == 2

@@ -99,6 +99,7 @@ def test_the_card_says_what_the_model_is(model: Model, exported: Mapping[str, Pa
         "| hidden | 8 |",
         "idxflow run digits --profile default --set",
         "1,437 images for training and 360 images for testing",
+        "- Licence of the model: none yet, see [Licence](#licence)",
         f"| Test | 360 | {round(model.version.test_accuracy * 360)} | {model.version.test_accuracy:.2%} | ",
     ):
         assert said in text
