@@ -107,7 +107,7 @@ def remark(budget: Budget) -> str:
     if budget.is_used_up:
         return used_up(budget)
     left = budget.after().left
-    return f"{left or 'no'} more decision{'' if left == 1 else 's'} in the error budget"
+    return f"the error budget allows {left or 'no'} more decision{'' if left == 1 else 's'}"
 
 
 def remaining(budget: Budget) -> str:

@@ -70,7 +70,7 @@ def test_what_the_checks_have_found_is_read_from_all_parts(
 
 def test_rows_have_their_numbers_in_the_archives(gathered: dict[bool, tuple[RunRecord, evidence.Evidence]]):
     checks = {"checks": [{"table": "train", "rows": [2, 3, 58, 59, 89, 116]}]}
-    others = {"mistakes": None, "drift": None}
+    others = {"mistakes": None, "behaviour": None, "drift": None}
     values = [numbered_as_archives({"checks": checks, **others}, gathered[cut][0]) for cut in (False, True)]
     assert values[0] == values[1]
     assert values[1]["checks"]["checks"][0]["rows"] == [2, 4, 59, 61, 92, 119]

@@ -486,10 +486,10 @@ def test_decisions_on_one_test_split_share_a_budget(world: World):
     kept = world.settle("2", range(5, 9), champion=range(9))
     assert kept.sentence == (
         "kept champion v1: candidate v2, 5 more of 100 test images right than the champion, which may be luck "
-        "(p 0.031 > 0.025); 3 more decisions in the error budget"
+        "(p 0.031 > 0.025); the error budget allows 3 more decisions"
     )
     promoted = world.settle("3", range(6, 9), champion=range(9))
-    assert promoted.sentence.endswith("beyond luck (p 0.016); 2 more decisions in the error budget")
+    assert promoted.sentence.endswith("beyond luck (p 0.016); the error budget allows 2 more decisions")
     assert promoted.paired
     assert promoted.paired.confidence == 0.95
     rule = next(rule for rule in promoted.rules if rule.name == "error budget of these test images")
@@ -631,8 +631,8 @@ def test_the_question_says_why_it_is_asked(world: World):
     rival = dataclasses.replace(champion, model=world.model("1"), score=world.evaluation("old", range(5)))
     assert question(world.registry, world.dataset, world.candidate("2", []), rival) == (
         "a candidate with 100.00% on test, champion v1: 5 more of 100 test images right than the champion, which may "
-        "be luck (p 0.031 > 0.025); 3 more decisions in the error budget (keep the champion); you are asked because it "
-        "is borderline: p 0.031 is within a factor of 4 of 0.025"
+        "be luck (p 0.031 > 0.025); the error budget allows 3 more decisions (keep the champion); you are asked "
+        "because it is borderline: p 0.031 is within a factor of 4 of 0.025"
     )
     assert len(world.ledger) == 1
 

@@ -79,9 +79,9 @@ def test_only_decisions_on_the_same_test_split_count_and_those_of_older_records_
 @pytest.mark.parametrize(
     ("budget", "remark"),
     [
-        (Budget(0.1, 4, 0.05), "3 more decisions in the error budget"),
-        (Budget(0.1, 4, 0.05, 0.05), "1 more decision in the error budget"),
-        (Budget(0.1, 4, 0.05, 0.075), "no more decisions in the error budget"),
+        (Budget(0.1, 4, 0.05), "the error budget allows 3 more decisions"),
+        (Budget(0.1, 4, 0.05, 0.05), "the error budget allows 1 more decision"),
+        (Budget(0.1, 4, 0.05, 0.075), "the error budget allows no more decisions"),
         (
             Budget(0.1, 4, 0.05, 0.1),
             "the error budget of these test images is used up (0.1 of 0.1), so the rules promote nothing: use other "
