@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.servers import HTTP, START_SECONDS, clean_environment, free_port, running
+from tests.support.servers import HTTP, clean_environment, free_port, running
 
 
 @contextmanager
@@ -32,8 +32,8 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 
 def _wait(address: str, log: Path, ended: Callable[[], int | None]) -> None:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and ended() is None:
+    # However busy the machine is: pytest ends a test that hangs.
+    while ended() is None:
         try:
             if HTTP.get(f"{address}/health").is_success:
                 return
