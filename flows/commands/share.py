@@ -136,7 +136,7 @@ def _clauses(sent: Sent, newest: int | None) -> Iterator[str]:
     if sent.deleted:
         yield f"{len(sent.deleted):,} deleted there, which stay deleted"
     if sent.models.versions:
-        yield counted(len(sent.models.versions), "version") + " registered"
+        yield counted(len(sent.models.versions), "version") + " in the registry"
     champion = sent.models.champion
     if champion:
         yield f"champion is v{champion} (version {sent.models.versions[champion]} there)"

@@ -61,7 +61,9 @@ def _sentence(record: Behaviour) -> str:
     if failed:
         sentences.append(f"Too many answers change with {' and '.join(failed)}.")
     elif record.tests:
-        sentences.append(f"No change of {counted(record.images, 'test image')} changes more answers than it may.")
+        sentences.append(
+            f"No change to {counted(record.images, 'test image')} alters more answers than its limit allows."
+        )
     if record.named:
         right = len(record.named) - len(record.wrong)
         sentences.append(f"{right:,} of {counted(len(record.named), 'image')} that must be right are right.")
