@@ -39,7 +39,7 @@ def lineage(
 
     A model: its training and data, back to the archives, where these came from, and what became of it. An archive:
     which models were trained or tested on it, which of them were champion, and which is in use. What `idxflow gc` has
-    removed is told from the ledger.
+    removed, the ledger still knows.
 
     Examples: `idxflow lineage mnist` · `idxflow lineage mnist v3` · `idxflow lineage mnist train-images` ·
     `idxflow lineage ./scan-07.gz` · `idxflow lineage 143161f1948b` ·

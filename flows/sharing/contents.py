@@ -1,4 +1,4 @@
-"""What other tools are told of a run: its parameters, its scores by epoch and on the test split, and its texts."""
+"""What other tools get to know of a run: its parameters, its scores by epoch and on the test split, and its texts."""
 
 from __future__ import annotations
 
