@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
+from storage.errors import ConfigError
 from storage.files import digest_of
 from storage.formats import behaviour_images
 from storage.formats.behaviour_images import Images
@@ -77,7 +78,8 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     """Write pictures of examples to `<folder>/examples.npz`, and return the results of all tests.
 
     Raises:
-        ConfigError, FormatError, DamagedEntry: see `probe`.
+        ConfigError: an image was changed meanwhile, or see `probe`.
+        FormatError, DamagedEntry: see `probe`.
     """
     settings = dataset.behaviour
     if settings is None:
@@ -89,6 +91,11 @@ def probe_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split,
     entry = FolderEntry(folder)
     result = Behaviour(entry, asked_digest, tested.images, test.image_shape, tested.tests, named)
     behaviour_images.write(result, Images(tested.before, tested.after, wrong))
+    if digest_of(asked(dataset)) != asked_digest:
+        raise ConfigError(
+            f"{dataset.manifest}: expected the images of behaviour.must_be_right to stay as they are during a run; "
+            "found others than at its start; run again"
+        )
     return result
 
 

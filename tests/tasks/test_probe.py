@@ -13,6 +13,7 @@ from PIL import Image
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, FormatError
+from storage.files import digest_of
 from storage.formats import behaviour_images, idx
 from storage.records import BehaviourTest, Variant, from_json, to_json
 from storage.registry import Registry
@@ -21,7 +22,7 @@ from tasks.evaluate import evaluate
 from tasks.gate.behaviour import behaviour_rules
 from tasks.gate.judging import Candidate, judge
 from tasks.model.classifier import Classifier
-from tasks.probe import probe
+from tasks.probe import asked, probe, probe_into
 from tasks.probing import answers, changes, named_images
 from tasks.report.comparison import compare
 from tests.conftest import TinyFactory, bars, write_tiny
@@ -143,6 +144,17 @@ def test_named_images_are_read_like_those_that_are_predicted(trained: Trained):
     )
     (folder / "bar 0" / "odd.png").unlink()
     assert trained.probe().record == first.record
+
+
+@pytest.mark.remedies("tasks.probe:probe_into")
+def test_a_named_image_that_changes_meanwhile_is_not_stored_as_the_earlier_one(trained: Trained, tmp_path: Path):
+    folder = checked(trained.dataset.manifest.parent)
+    trained.probe(NAMED)
+    before = digest_of(asked(trained.dataset))
+    save(folder / "bar 0" / "row-0.png", BARS["test-images"][3])
+    with pytest.raises(ConfigError, match="found others than at its start; run again"):
+        probe_into(tmp_path, trained.dataset, trained.model, trained.test, before)
+    assert trained.probe().record.asked == digest_of(asked(trained.dataset)) != before
 
 
 def test_the_limit_holds_for_each_way_of_changing(trained: Trained):
