@@ -58,7 +58,7 @@ def lineage(
     from flows.lineage.telling import lines_of
 
     place = _place(openlineage, store) if openlineage else None
-    # What is damaged or removed is said where it is listed.
+    # The lines of the answer name what is damaged or removed.
     with without_log_warnings():
         found = lineage_of(what, part, store)
         lines = [] if as_json else [*lines_of(found)]

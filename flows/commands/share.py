@@ -128,7 +128,7 @@ def _clauses(sent: Sent, newest: int | None) -> Iterator[str]:
     """Yield what was done.
 
     Args:
-        newest: the champion's version here; None: there is none.
+        newest: the champion's version here; None without a champion.
     """
     yield f"{counted(len(sent.sent), 'run')} sent"
     if sent.present:

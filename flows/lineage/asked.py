@@ -227,7 +227,7 @@ def _digests(path: Path) -> tuple[str, ...]:
 
 
 def _export(path: Path) -> dict[str, Any]:
-    """Return what an export says of itself; nothing if there is none, or it is none of ours."""
+    """Return the description of an exported model; empty if idxflow did not write one there."""
     with suppress(OSError, ValueError, RecursionError):
         if path.stat().st_size <= _LARGEST:
             check_regular(path)

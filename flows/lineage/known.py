@@ -147,7 +147,7 @@ class Known:
 
     @cached_property
     def makers(self) -> Mapping[tuple[str, str], Run]:
-        """The run that made a result, by the folder of its step and its key; the first that had it, if none says so."""
+        """The run that made a result, by the folder of its step and its key; else the first that used it."""
         first: dict[tuple[str, str], Run] = {}
         made: dict[tuple[str, str], Run] = {}
         for run in self.runs:

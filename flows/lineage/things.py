@@ -141,7 +141,7 @@ def of_report(known: Known, run: Run) -> Node | None:
 
 
 def of_study(known: Known, run: Run) -> Node | None:
-    """Return the node of the study whose result a run trained with; None if there is none."""
+    """Return the node of the study whose result a run trained with; None if it used no study."""
     key = run.values.get("study")
     if not key:
         return None

@@ -69,7 +69,7 @@ class Recorded:
         return self.record.id
 
     def parameters(self, *names: str) -> Mapping[str, Any] | None:
-        """Return the parameters of the first of these steps whose entry is in the store; None if there is none."""
+        """Return the parameters of the first of these steps whose entry is in the store; None if no entry is."""
         kept = (self.steps[name] for name in names if name in self.steps)
         return next((each.parameters for each in kept if each.entry), None)
 

@@ -89,7 +89,7 @@ def place(at: str | None) -> Place:
     """Return the place that `--at` names, or MLflow's own variable.
 
     Raises:
-        ConfigError: there is none, it is of another kind, or `--at` has credentials in it.
+        ConfigError: no place was given, it is of another kind, or `--at` has credentials in it.
     """
     scheme, separator, rest = (at or os.environ.get(VARIABLE) or "").partition("://")
     # MLflow knows only the lower case.

@@ -118,7 +118,7 @@ def _records(data: DatasetInStore, runs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _experiment(client: MlflowClient, request: Request) -> str:
-    """Return the id of the experiment, which is made if there is none.
+    """Return the id of the experiment, and create it if it does not exist.
 
     Raises:
         ConfigError: it was deleted, or it would be new in a database, and nothing says where its files go.

@@ -122,7 +122,7 @@ def _folder(dataset: Dataset, named: str) -> Path:
 def _unusable(dataset: Dataset, found: str) -> ConfigError:
     return ConfigError(
         f"{dataset.manifest}: expected {_KEY} to be a folder with a folder of images for each class; found {found}; "
-        "correct the path, or what is there"
+        "correct the path, or the folder"
     )
 
 

@@ -115,7 +115,7 @@ def _budget(record: Decision) -> str:
 
 
 def _champion_now(run: RunRecord, record: Decision) -> dict[str, Any] | None:
-    """Return what the accuracy of the champion after the decision is worth; None if there is none with a score."""
+    """Return what the accuracy of the champion after the decision is worth; None if it has no score."""
     score = run.evaluation if record.outcome == "promoted" else run.champion_evaluation
     if record.champion is None or score is None or not score.rows:
         return None

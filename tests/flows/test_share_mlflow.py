@@ -114,14 +114,14 @@ def test_a_run_there_has_all_that_the_store_knows(runs: tuple[Store, list[RunRec
     store, (first, second) = runs
     ledger = Ledger(store, "tiny")
     assert [*sent["runs"]] == [second.id, first.id]
-    told, record = sent["runs"][second.id], ledger.find("runs", second.id)
+    sent_run, record = sent["runs"][second.id], ledger.find("runs", second.id)
     assert record
-    assert told["about"][:2] == (second.id, "FINISHED")
-    assert told["about"][3] - told["about"][2] == pytest.approx(record["seconds"] * 1000, abs=2)
-    assert {name: json.loads(told["parameters"][name]) for name in ("epochs", "hidden", "seed")} == {
+    assert sent_run["about"][:2] == (second.id, "FINISHED")
+    assert sent_run["about"][3] - sent_run["about"][2] == pytest.approx(record["seconds"] * 1000, abs=2)
+    assert {name: json.loads(sent_run["parameters"][name]) for name in ("epochs", "hidden", "seed")} == {
         name: record["config"][name] for name in ("epochs", "hidden", "seed")
     }
-    assert told["parameters"].keys() == record["config"].keys()
+    assert sent_run["parameters"].keys() == record["config"].keys()
     assert second.model
     assert second.evaluation
     assert second.train
@@ -134,20 +134,20 @@ def test_a_run_there_has_all_that_the_store_knows(runs: tuple[Store, list[RunRec
         "asked_by": "test",
         "sent": "1",
     }.items():
-        assert told["tags"][f"idxflow.{name}"] == value
-    series = told["series"]
+        assert sent_run["tags"][f"idxflow.{name}"] == value
+    series = sent_run["series"]
     assert [step for step, _, _ in series["train/loss"]] == [1, 2]
     times = [time for _, time, _ in series["validation/accuracy"]]
-    assert told["about"][2] < times[0] < times[1]
+    assert sent_run["about"][2] < times[0] < times[1]
     assert {"learning_rate", "train/accuracy", "validation/loss", "gradient_norm/hidden_1"} <= series.keys()
     assert [value for _, _, value in series["test/accuracy"]] == [second.evaluation.accuracy]
     assert [value for _, _, value in series["test/accuracy_low"]] == [second.evaluation.accuracy_low]
     for score in second.evaluation.per_class:
         assert series[f"test/recall/{score.name}"][0][2] == score.recall
         assert series[f"test/precision/{score.name}"][0][2] == score.precision
-    assert told["files"] == ["README.md", "report.html", "report.json"]
-    assert told["inputs"] == [("tiny test", second.test.digest[:36]), ("tiny train", second.train.digest[:36])]
-    assert told["models"] == 1
+    assert sent_run["files"] == ["README.md", "report.html", "report.json"]
+    assert sent_run["inputs"] == [("tiny test", second.test.digest[:36]), ("tiny train", second.train.digest[:36])]
+    assert sent_run["models"] == 1
     assert [(str(number), ours) for number, ours, _ in sent["versions"]] == [("1", "1"), ("2", "2")]
     assert {alias: str(number) for alias, number in sent["aliases"].items()} == {"champion": "2"}
 

@@ -220,9 +220,7 @@ def test_named_images_that_cannot_be_used_are_refused_in_one_sentence(
         return str(caught.value)
 
     (tmp_path / "chekced").mkdir()
-    assert f"found nothing at {folder} (did you mean chekced?); correct the path, or what is there" in refused(
-        ConfigError
-    )
+    assert f"found nothing at {folder} (did you mean chekced?); correct the path, or the folder" in refused(ConfigError)
     folder.mkdir()
     assert refused(ConfigError).endswith(f"found none; put some there, such as in {folder / 'bar 0'}")
     save(folder / "row-0.png", BARS["test-images"][0])

@@ -70,7 +70,7 @@ def _engine() -> jinja2.Environment:
         "count": lambda value: f"{value:,}",
         "badge": _badge,
         "coded": coded,
-        # The badge beside it says so already.
+        # The badge beside it shows that.
         "after_verdict": lambda sentence: sentence.removeprefix("drifted: "),
     }
     return engine
