@@ -8,8 +8,6 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import how_to_skip_none
+from tests.support.commands import idxflow
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
@@ -45,14 +44,10 @@ def commands(program: str) -> list[str]:
 @cache
 def help_of(*words: str) -> str:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "flows.commands.cli", *words, "--help"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    # What follows `idxflow prefect` is Prefect's own command.
+    program, words = ("prefect", words[1:]) if words[:1] == ("prefect",) else ("idxflow", words)
+    result = idxflow(*words, "--help", env=environment, program=program)
+    assert result.returncode == 0, result.stderr
     return "\n".join(line.rstrip() for line in result.stdout.splitlines())
 
 
@@ -209,7 +204,6 @@ def test_the_keys_of_a_run_as_json_are_those_of_the_page():
         (REFERENCE / "exit-codes.md").read_text(encoding="utf-8").partition("has these keys:")[2].partition("\n## ")[0]
     )
     listed = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
-    command = [sys.executable, "-m", "flows.commands.cli", "run", "no-such-data-set", "--json", "--timings"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = idxflow("run", "no-such-data-set", "--json", "--timings", env=os.environ)
     assert result.returncode == 2
     assert listed == list(json.loads(result.stdout))
