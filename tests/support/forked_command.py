@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import io
 import json
 import logging
 import os
 import runpy
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,7 +33,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from tests.support import commands, refusals, users
-from tests.support.forkserver import end_with_parent
+from tests.support.forkserver import Forked, end_with_parent
 
 LATER = (
     "PIL.JpegImagePlugin",
@@ -65,6 +67,9 @@ LATER = (
 RUNS = (["run"], ["validate"])
 """How the commands begin that run a flow of Prefect, which they keep quiet."""
 
+WITHOUT_PREFECT = ("confirm", "dask", "dask worker", "items", "nothing", "python")
+"""Programs that do without Prefect's settings."""
+
 
 def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
@@ -96,6 +101,7 @@ def load() -> None:
     prepare_models_of_prefect()
     prepare_routes_of_prefect()
     prepare_report()
+    fork_confirmations()
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
@@ -146,6 +152,25 @@ def prepare_report() -> None:
     figures.chart(figures.Chart("chart", [1, 2], "epoch", [line, line], "", mark=1, mark_name="best"))
 
 
+def fork_confirmations() -> None:
+    """Have the fresh process that confirms a model be a fork of this one, which has not loaded the model either.
+
+    The tests of it start a new Python (`tests/tasks/test_confirm.py`).
+    """
+    from tasks import confirm
+
+    with socket.socket(fileno=os.dup(0)) as listener:
+        address = listener.getsockname()
+
+    def run(arguments: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        called = {"program": "confirm", "arguments": [how["input"], *arguments[3:]], "user": os.getuid()}
+        with Forked(address, {**called, "environment": how["env"], "cwd": str(how["cwd"])}) as process:
+            out, errors = process.communicate(how["timeout"])
+        return subprocess.CompletedProcess(arguments, process.wait(), out, errors)
+
+    confirm.subprocess = SimpleNamespace(**{**vars(subprocess), "run": run})  # type: ignore[assignment]
+
+
 def become(request: dict[str, Any]) -> None:
     """Be the process that the caller would have started."""
     os.environ.clear()
@@ -159,7 +184,9 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = [request["program"], *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if request["program"] == "python" or (request["program"] == "idxflow" and request["arguments"][:1] not in RUNS):
+    if request["program"] in WITHOUT_PREFECT or (
+        request["program"] == "idxflow" and request["arguments"][:1] not in RUNS
+    ):
         read_settings_when_asked()
     else:
         read_settings_again()
@@ -379,6 +406,14 @@ def dask_worker() -> None:
     import_module("storage.workers.dask_worker").main()
 
 
+def confirm() -> None:
+    """Do what `python -m tasks.model.confirm_worker` does; the first argument is its standard input."""
+    from tasks.model import confirm_worker
+
+    sys.stdin = io.StringIO(sys.argv.pop(1))
+    confirm_worker.main(sys.argv[1:])
+
+
 def items() -> None:
     """Call functions with items, for `tests.support.scattered_workers`, until the connection ends: standard input."""
     from tests.support import scattered_workers
@@ -420,6 +455,7 @@ PROGRAMS = {
     "up": up,
     "dask": dask,
     "dask worker": dask_worker,
+    "confirm": confirm,
     "items": items,
     "nothing": lambda: None,
     "tests": tests,

@@ -20,6 +20,12 @@ from tests.conftest import TinyFactory
 from tests.support import models
 
 
+@pytest.fixture(autouse=True)
+def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for users: elsewhere in the tests, a fork stands for that process (`tests.support.forked_command`)."""
+    monkeypatch.setattr("tasks.confirm.subprocess", subprocess)
+
+
 @pytest.fixture
 def inputs(store: Store, tiny: TinyFactory):
     dataset = tiny()
