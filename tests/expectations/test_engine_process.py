@@ -28,14 +28,21 @@ EQUAL = {"column_A": "declared", "column_B": "actual", "ignore_row_if": "either_
 PAIRS = Suite("archives", "split", (Expectation("pair", "ExpectColumnPairValuesToBeEqual", EQUAL, "equal"),))
 
 
-@pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+@pytest.fixture(scope="module")
+def process() -> Iterator[subprocess.Popen[bytes]]:
     """The process, although the tests have imported the library."""
-    monkeypatch.setattr(engine, "is_loaded", lambda: False)
-    engine_process.begin()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "is_loaded", lambda: False)
+        engine_process.begin()
     assert engine_process._process
     yield engine_process._process
     engine_process.end()
+
+
+@pytest.fixture
+def begun(process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
+    monkeypatch.setattr(engine, "is_loaded", lambda: False)
+    return process
 
 
 def objects(*values: object) -> np.ndarray:
@@ -101,18 +108,6 @@ def test_workers_are_answered_side_by_side_without_an_import_of_their_own(begun:
     assert (one.returncode, other.returncode) == (0, 0)
 
 
-def test_a_worker_evaluates_by_itself_where_the_process_cannot_be_reached(begun: subprocess.Popen[bytes]):
-    name = engine_process.address()
-    with worker(name) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "True\n"
-        # It does not wait for the worker.
-        engine_process.end()
-        assert process.communicate("\n\n")[0] == "False\nFalse\n"
-    with worker(name) as process:
-        assert process.communicate("\n\n")[0] == "True\nFalse\nTrue\n"
-
-
 def test_another_user_is_not_answered(begun: subprocess.Popen[bytes]):
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
@@ -124,10 +119,20 @@ def test_another_user_is_not_answered(begun: subprocess.Popen[bytes]):
     assert subprocess.run(stranger, capture_output=True, text=True, check=True).stdout == "b''\n"
 
 
-def test_where_it_was_killed_this_process_evaluates(begun: subprocess.Popen[bytes]):
-    begun.kill()
-    begun.wait()
-    assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
+def test_where_it_was_killed_others_evaluate_themselves(begun: subprocess.Popen[bytes]):
+    name = engine_process.address()
+    with worker(name) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "True\n"
+        begun.kill()
+        begun.wait()
+        assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
+        # It does not wait for the worker, which still has its fork.
+        engine_process.end()
+        assert process.communicate("\n\n")[0] == "False\nFalse\n"
+    # As a worker that comes later: nobody can be reached.
+    with engine_process.shared(name):
+        assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
 
 
 def test_it_ends_with_the_process_that_began_it():
