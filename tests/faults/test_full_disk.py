@@ -21,7 +21,7 @@ from tasks.fetch import fetch
 from tests.conftest import TinyFactory
 from tests.support import store_scenarios
 from tests.support.crashes import in_memory, published, state
-from tests.support.namespaces import in_namespace, mount_point
+from tests.support.namespaces import forked_in_namespace, in_namespace, mount_point
 from tests.support.servers import BIN, free_port
 from tests.support.store_scenarios import DATASET, train_plan, whole
 
@@ -100,14 +100,13 @@ def test_a_full_disk_is_reported_and_more_space_is_all_that_it_takes(mount: Path
 SHARDS = """
 import json, os, subprocess, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from flows import retrain
 from flows.pipeline import Directly
 from flows.run import Request
 from storage.store import Store
 from storage.verify import verify
 
-manifest, mount = sys.argv[2:]
+manifest, mount = sys.argv[1:]
 store = Store(Path(mount, "store"))
 training = {"epochs": 2, "hidden": [8], "learning_rate": 0.1, "memory": "1MiB"}
 request = Request(dataset_file=manifest, store=str(store.root), training=training)
@@ -134,7 +133,7 @@ def test_shards_that_do_not_fit_on_the_disk_are_reported_and_more_space_is_all_t
     mount: Path, tiny: TinyFactory
 ):
     manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
-    process = in_namespace(SHARDS, str(store_scenarios.ROOT), str(manifest), str(mount), alone=False)
+    process = forked_in_namespace(SHARDS, str(manifest), str(mount))
     attempts = [json.loads(line) for line in process.stdout.splitlines()]
     assert [attempt[0] for attempt in attempts] == ["Completed", "Failed", "Completed"], process.stderr
     assert "No space left on device" in attempts[1][1]
@@ -262,28 +261,34 @@ def test_a_download_that_does_not_fit_is_refused_before_it_is_asked_for(store: S
 
 
 PREFECT_HOME = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from pathlib import Path
+from flows.commands.cli import run_command
 from flows.service.server import auth_string
 
-mount, command = sys.argv[1], sys.argv[2:]
+mount, port = sys.argv[1:]
 folder, filler = Path(mount, "idxflow"), Path(mount, "filler")
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], check=True)
 with suppress(OSError), filler.open("wb", buffering=0) as stream:
     while True:
         stream.write(bytes(4096))
-up = subprocess.run(command, env={**os.environ, "PREFECT_HOME": mount}, capture_output=True, text=True, check=False)
-with suppress(OSError):
-    sys.exit(f"expected no room for {auth_string(folder)}")
-filler.unlink()
-print(json.dumps([up.returncode, up.stderr, auth_string(folder)]))
+with tempfile.TemporaryFile("w+") as said:
+    if not (up := os.fork()):
+        os.dup2(said.fileno(), 2)
+        os.environ["PREFECT_HOME"] = mount
+        os._exit(run_command(["up", "--port", port]))
+    code = os.waitstatus_to_exitcode(os.waitpid(up, 0)[1])
+    said.seek(0)
+    with suppress(OSError):
+        sys.exit(f"expected no room for {auth_string(folder)}")
+    filler.unlink()
+    print(json.dumps([code, said.read(), auth_string(folder)]))
 """
 
 
 def test_a_full_disk_under_prefects_folder_is_reported_and_leaves_no_empty_secret(mount: Path):
-    up = [str(BIN / "idxflow"), "up", "--port", str(free_port())]
-    process = in_namespace(PREFECT_HOME, str(mount), *up, alone=False)
+    process = forked_in_namespace(PREFECT_HOME, str(mount), str(free_port()))
     assert process.returncode == 0, process.stderr
     code, stderr_text, secret = json.loads(process.stdout)
     assert code == 1

@@ -29,7 +29,7 @@ from tasks.serving.export import CHECKED_ROWS, PACKAGES, TOLERANCE, export, expo
 from tasks.serving.predict import Model, load_champion
 from tests.support.blobs import SHAPE, blobs, blobs_dataset, store_with_champion
 from tests.support.commands import idxflow
-from tests.support.namespaces import in_namespace, mount_point
+from tests.support.namespaces import forked_in_namespace, mount_point
 from tests.support.runs import whole_run
 from tests.support.servers import clean_environment
 
@@ -259,7 +259,7 @@ for kind in ("savedmodel", "litert"):
 
 def test_a_full_disk_is_said_where_tensorflow_writes_and_nothing_is_left_there(ready: Path, tmp_path: Path):
     mount = mount_point(tmp_path)
-    process = in_namespace(FULL, str(ready), str(mount), alone=False)
+    process = forked_in_namespace(FULL, str(ready), str(mount))
     expected = f"expected to write the export at {mount}/export; No space left on device; free space there, or choose"
     assert process.stdout.splitlines() == [f"{expected} another --out"] * 2, process.stderr
 
