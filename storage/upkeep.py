@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -164,9 +165,11 @@ class FolderUpkeep:
         places = [self._folder / part for part in ("", *_PARTS)]
         inner = (self._folder / name for name in INNER_FOLDERS)
         for path in (*places, *(place for place in inner if is_folder(place.parent))):
+            if is_folder(path):
+                continue
             if path.is_symlink():
                 yield Obstacle(str(path), "expected a folder; found a symbolic link", _MOVE_LINKED)
-            elif not is_folder(path):
+            else:
                 yield Obstacle(str(path), f"expected a folder; found {kind_of(path)}", _MOVE_AWAY)
 
     def checked(self, contents: bool) -> Iterator[CheckedEntry]:
@@ -189,7 +192,7 @@ class FolderUpkeep:
 
     def leftovers(self) -> list[Leftover]:
         places = (self._folder / part for part in ("", *_PARTS, *INNER_FOLDERS, f"{INBOX}/arrivals"))
-        paths = (path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith("."))
+        paths = (path for place in places if place.is_dir() for path in place.iterdir() if path.name[0] == ".")
         return [Leftover(str(path), UNFINISHED, bytes_of(path), path) for path in sorted(paths)]
 
     @contextmanager
@@ -227,7 +230,10 @@ class FolderUpkeep:
 
 def is_folder(path: Path) -> bool:
     """Return whether a path is a folder or does not exist."""
-    return not path.is_symlink() and (path.is_dir() or not path.exists())
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
 
 
 def bytes_of(path: Path) -> int:
