@@ -379,6 +379,18 @@ def dask_worker() -> None:
     import_module("storage.workers.dask_worker").main()
 
 
+def mlflow() -> None:
+    """MLflow's own command, whose server is this process instead of one more."""
+    from mlflow import cli, server
+
+    def serve(command: list[str], extra_env: dict[str, str], **_: object) -> None:
+        os.environ |= extra_env
+        module(tuple(command))
+
+    server._exec_cmd = serve  # type: ignore[assignment]
+    cli.cli()
+
+
 def items() -> None:
     """Call functions with items, for `tests.support.scattered_workers`, until the connection ends: standard input."""
     from tests.support import scattered_workers
@@ -420,6 +432,7 @@ PROGRAMS = {
     "up": up,
     "dask": dask,
     "dask worker": dask_worker,
+    "mlflow": mlflow,
     "items": items,
     "nothing": lambda: None,
     "tests": tests,
