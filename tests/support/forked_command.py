@@ -459,6 +459,18 @@ def confirm() -> None:
     confirm_worker.main(sys.argv[1:])
 
 
+def mlflow() -> None:
+    """MLflow's own command, whose server is this process instead of one more."""
+    from mlflow import cli, server
+
+    def serve(command: list[str], extra_env: dict[str, str], **_: object) -> None:
+        os.environ |= extra_env
+        module(tuple(command))
+
+    server._exec_cmd = serve  # type: ignore[assignment]
+    cli.cli()
+
+
 def items() -> None:
     """Call functions with items, for `tests.support.scattered_workers`, until the connection ends: standard input."""
     from tests.support import scattered_workers
@@ -501,6 +513,7 @@ PROGRAMS = {
     "dask": dask,
     "dask worker": dask_worker,
     "confirm": confirm,
+    "mlflow": mlflow,
     "items": items,
     "nothing": lambda: None,
     "tests": tests,

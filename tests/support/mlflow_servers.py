@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import sys
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.servers import HTTP, clean_environment, free_port, running
+from tests.support.commands import Command
+from tests.support.servers import HTTP, clean_environment, free_port
 
 
 @contextmanager
@@ -22,13 +23,16 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     """Start MLflow's server on loopback, with its database and files below `folder`; yield its address."""
     port = free_port()
     database, files, log = f"sqlite:///{folder}/mlflow.db", folder / "files", folder / "server.log"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
-    command += ["--artifacts-destination", str(files), "--host", "127.0.0.1", "--port", str(port)]
+    words = ["server", "--backend-store-uri", database, "--workers", "1"]
+    words += ["--artifacts-destination", str(files), "--host", "127.0.0.1", "--port", str(port)]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     address = f"http://127.0.0.1:{port}"
-    with running(command, clean_environment(folder, **settings), folder, log) as process:
-        _wait(address, log, process.poll)
-        yield address
+    with Path(os.devnull).open() as nothing, log.open("wb") as output:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        environment = clean_environment(folder, **settings)
+        with Command(*words, env=environment, cwd=folder, program="mlflow", streams=streams) as process:
+            _wait(address, log, process.poll)
+            yield address
 
 
 def _wait(address: str, log: Path, ended: Callable[[], int | None]) -> None:
