@@ -10,15 +10,20 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from xml.sax.saxutils import escape
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import RendererSVG
+    from matplotlib.font_manager import FontProperties
+
+    _Points: TypeAlias = Sequence[float] | np.ndarray
 
 MAX_SIDE = 64
 """Maximum side of an image in pixels; larger images are reduced."""
@@ -33,7 +38,13 @@ _TEXT, _TRAINING, _HELD_OUT = "#010203", "#010204", "#010205"
 _COLOURS = {_TEXT: "currentColor", _TRAINING: "var(--training, #1d5fc4)", _HELD_OUT: "var(--held-out, #b4530a)"}
 _SIZE = (4.4, 2.5)
 _POINTS = 72
-_MARGINS = {"left": 0.13, "right": 0.985, "bottom": 0.2, "top": 0.89}
+_WIDTH, _HEIGHT = _SIZE[0] * _POINTS, _SIZE[1] * _POINTS
+# The same frame for all charts, so that stacked charts line up; in points from the lower left corner.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.13 * _WIDTH, 0.985 * _WIDTH, 0.2 * _HEIGHT, 0.89 * _HEIGHT
+_FONT_SIZE = 9
+_MARK: dict[str, Any] = {"color": _TEXT, "alpha": 0.55, "linewidth": 1, "linestyle": (0, (1, 2))}
+_SETTINGS = Lock()
+"""Held while Matplotlib's settings, which belong to the whole process, are changed."""
 
 
 @dataclass(frozen=True)
@@ -160,22 +171,19 @@ def chart(drawing: Chart) -> str:
     Values that are None or not finite leave a gap. Text stays text, in the font of the page.
     """
     import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_svg import RendererSVG
 
-    with mpl.rc_context():
+    buffer = io.StringIO()
+    with _SETTINGS, mpl.rc_context():
         # Ignore the user's settings, so that the same curves look the same everywhere; the hash salt makes
         # identifiers reproducible; `none` keeps text as text.
         mpl.rcdefaults()
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": drawing.name, "text.color": _TEXT})
-        figure = Figure(figsize=_SIZE)
-        # The same margins for all charts, so that stacked charts line up.
-        axes = figure.subplots(gridspec_kw=_MARGINS)
-        _draw(axes, drawing)
-        _dress(axes, drawing)
-        buffer = io.BytesIO()
+        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": drawing.name})
         unsigned = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=unsigned)
-    return _embeddable(buffer.getvalue().decode(), drawing)
+        paper = RendererSVG(_WIDTH, _HEIGHT, buffer, metadata=unsigned)
+        _draw(paper, drawing)
+        paper.finalize()
+    return _embeddable(buffer.getvalue(), drawing)
 
 
 def standalone(svg: str) -> str:
@@ -233,87 +241,172 @@ def _drawable(value: float | None, drawing: Chart) -> float:
     return value
 
 
-def _draw(axes: Axes, drawing: Chart) -> None:
+@dataclass(frozen=True)
+class _Scale:
+    """Where values are along one side of the frame."""
+
+    low: float
+    """The value at the start, or its logarithm to base 10."""
+    high: float
+    start: float
+    """Points from the corner of the chart."""
+    end: float
+    logarithmic: bool = False
+
+    def points(self, values: Sequence[float]) -> np.ndarray:
+        """Return the distances of `values` from the corner of the chart, in points (float64)."""
+        numbers = np.asarray(values, np.float64)
+        numbers = np.log10(numbers) if self.logarithmic else numbers
+        return self.start + (numbers - self.low) * (self.end - self.start) / (self.high - self.low)
+
+    def within(self, values: Iterable[float]) -> list[float]:
+        """Return those of `values` that are not outside the frame."""
+        chosen = list(values)
+        points = self.points(chosen)
+        return [value for value, at in zip(chosen, points, strict=True) if self.start - 0.5 <= at <= self.end + 0.5]
+
+
+def _draw(paper: RendererSVG, drawing: Chart) -> None:
+    """Draw a chart with Matplotlib's lines, text and choice of ticks, each put in its place here.
+
+    A `Figure` with `Axes` looks the same and takes several times as long: it makes objects for all that a
+    chart could have, and measures each text, which the page sets in a font of its own.
+    """
     places = _thinned(drawing)
     few = len(places) <= _FEW_POINTS
-    for line in drawing.lines:
-        if line.quiet:
-            values = [_drawable(line.values[p], drawing) for p in places]
-            axes.plot(
-                [drawing.x[p] for p in places], values, color=_TEXT, alpha=0.4, linewidth=1, label=line.name or "_"
-            )
-            continue
-        colour = _HELD_OUT if line.held_out else _TRAINING
-        dashes = (0, (5, 2)) if line.held_out else "-"
-        axes.plot(
-            [drawing.x[p] for p in places],
-            [_drawable(line.values[p], drawing) for p in places],
-            color=colour,
-            linestyle=dashes if line.joined else "none",
-            linewidth=1.7,
-            marker=("o" if few and line.points else "") if line.joined else "D",
-            markersize=3.5 if line.joined else 6,
-            markerfacecolor=colour if line.joined else "none",
-            label=line.name,
-        )
-        intervals = [(drawing.x[p], line.intervals[p]) for p in places] if line.intervals else []
-        bars = [(x, *interval) for x, interval in intervals if interval is not None]
+    values = [[_drawable(line.values[p], drawing) for p in places] for line in drawing.lines]
+    intervals = [[line.intervals[p] for p in places] if line.intervals else [] for line in drawing.lines]
+    ends = [end for line in intervals for interval in line if interval is not None for end in interval]
+    y = _vertical(drawing, [*(value for line in values for value in line), *ends])
+    x = _Scale(*_limits([drawing.x[p] for p in places]), _LEFT, _RIGHT)
+    _draw_axes(paper, drawing, x, y)
+    across = x.points([drawing.x[p] for p in places])
+    for line, line_values, line_intervals in zip(drawing.lines, values, intervals, strict=True):
+        _add_line(paper, across, y.points(line_values), **_style(line, few))
+        bars = [(at, interval) for at, interval in zip(across, line_intervals, strict=False) if interval is not None]
         if bars:
-            axes.vlines(*zip(*bars, strict=True), color=colour, alpha=0.45, linewidth=1.2)
+            style = {"color": _style(line, few)["color"], "alpha": 0.45, "linewidth": 1.2}
+            _add_bars(paper, [(at, at) for at, _ in bars], [y.points(ends) for _, ends in bars], **style)
     if drawing.mark is not None and drawing.mark in drawing.x:
-        dots = (0, (1, 2))
-        axes.axvline(drawing.mark, color=_TEXT, alpha=0.55, linewidth=1, linestyle=dots, label=drawing.mark_name)
+        _add_line(paper, x.points([drawing.mark] * 2), (_BOTTOM, _TOP), **_MARK)
+    _add_line(paper, (_LEFT, _RIGHT), (_BOTTOM, _BOTTOM), color=_TEXT, alpha=0.4, linewidth=0.8)
+    _draw_legend(paper, drawing, few)
 
 
-def _dress(axes: Axes, drawing: Chart) -> None:
-    """Remove everything that is not data, and label the rest."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=_TEXT, alpha=0.4)
-    axes.tick_params(length=0, labelcolor=_TEXT, labelsize=9)
-    axes.grid(axis="y", color=_TEXT, alpha=0.14, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(drawing.x_name, color=_TEXT, fontsize=9)
+def _vertical(drawing: Chart, values: Sequence[float]) -> _Scale:
+    if drawing.logarithmic:
+        powers = {math.log10(value) for value in values if value > 0}
+        if len(powers) == 1:
+            powers = {power + room for power in powers for room in (-1, 1)}
+        return _Scale(*_limits([*powers]), _BOTTOM, _TOP, logarithmic=True)
+    low, high = _limits(values)
     if drawing.from_zero:
+        finite = [value for value in values if math.isfinite(value)]
         # All durations may be 0.
-        axes.set_ylim(0, axes.dataLim.y1 * 1.15 or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    _scale(axes, drawing)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(_percent if drawing.percent else _number))
-    labels = sum(bool(line.name) for line in drawing.lines) + (drawing.mark is not None)
-    if labels > 1:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=labels,
-            frameon=False,
-            fontsize=9,
-            borderaxespad=0,
-            handlelength=1.6,
-            columnspacing=1.2,
-        )
+        low, high = min([0, *finite]), max([0, *finite]) * 1.15 or 1
+    return _Scale(low, high, _BOTTOM, _TOP)
 
 
-def _scale(axes: Axes, drawing: Chart) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis: those of the finite `values`, with some room around them."""
+    from matplotlib.ticker import MaxNLocator
 
-    if not drawing.logarithmic:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return 0, 1
+    low, high = MaxNLocator().nonsingular(min(finite), max(finite))
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
+
+
+def _draw_axes(paper: RendererSVG, drawing: Chart, x: _Scale, y: _Scale) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    for value in x.within(locator.tick_values(x.low, x.high)):
+        _add_text(paper, (x.points([value])[0], _BOTTOM - 10.3), f"{value:,.0f}", "center")
+    _add_text(paper, ((_LEFT + _RIGHT) / 2, _BOTTOM - 23.3), drawing.x_name, "center")
+    ticks = y.within(_ticks(y))
+    written = _percent if drawing.percent else _number
+    for value, at in zip(ticks, y.points(ticks), strict=True):
+        _add_text(paper, (_LEFT - 3.5, at - 3.4), written(value), "right")
+    if ticks:
+        heights = [(at, at) for at in y.points(ticks)]
+        _add_bars(paper, [(_LEFT, _RIGHT)] * len(ticks), heights, color=_TEXT, alpha=0.14, linewidth=0.7)
+
+
+def _ticks(y: _Scale) -> Sequence[float]:
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if not y.logarithmic:
+        return MaxNLocator(5).tick_values(y.low, y.high)
+    parts = (1.0, 2.0, 5.0) if y.high - y.low < 2 else (1.0,)
+    return LogLocator(10, parts, numticks=6).tick_values(10**y.low, 10**y.high)
+
+
+def _style(line: Line, few: bool) -> dict[str, Any]:
+    if line.quiet:
+        return {"color": _TEXT, "alpha": 0.4, "linewidth": 1}
+    colour = _HELD_OUT if line.held_out else _TRAINING
+    if not line.joined:
+        return {"color": colour, "linestyle": "none", "marker": "D", "markersize": 6, "markerfacecolor": "none"}
+    marker = "o" if few and line.points else ""
+    dashes = (0, (5, 2)) if line.held_out else "-"
+    return {"color": colour, "linestyle": dashes, "linewidth": 1.7, "marker": marker, "markersize": 3.5}
+
+
+def _draw_legend(paper: RendererSVG, drawing: Chart, few: bool) -> None:
+    """Name the curves above the frame, if there are several."""
+    entries = [(line.name, _style(line, few)) for line in drawing.lines if line.name]
+    if drawing.mark is not None:
+        entries.append((drawing.mark_name, _MARK))
+    if len(entries) < 2:
         return
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
-    axes.yaxis.set_minor_locator(NullLocator())
+    x = _LEFT + 3.6
+    for name, style in entries:
+        _add_line(paper, (x, x + 7.2, x + 14.4), [_TOP + 8.9] * 3, **style, markevery=[1])
+        _add_text(paper, (x + 21.6, _TOP + 5.8), name, "left")
+        width, _, _ = paper.get_text_width_height_descent(name, _font(), ismath=False)
+        x += 21.6 + width + 10.8
 
 
-def _percent(value: float, _: int | None) -> str:
+def _add_line(paper: RendererSVG, x: _Points, y: _Points, **style: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    Line2D(x, y, **style).draw(paper)
+
+
+def _add_bars(paper: RendererSVG, x: Sequence[_Points], y: Sequence[_Points], **style: Any) -> None:
+    """Add separate lines, each from its first to its second point, as one object with gaps."""
+    gaps = np.full((len(x), 1), np.nan)
+    ends = (np.hstack([np.asarray(values, np.float64), gaps]).ravel() for values in (x, y))
+    _add_line(paper, *ends, solid_capstyle="butt", **style)
+
+
+def _add_text(
+    paper: RendererSVG, place: tuple[float, float], text: str, align: Literal["left", "center", "right"]
+) -> None:
+    """Add one line of text on the baseline at `place`."""
+    from matplotlib.text import Text
+
+    anchor = Text(*place, text, horizontalalignment=align)
+    pen = paper.new_gc()
+    pen.set_foreground(_TEXT)
+    paper.draw_text(pen, place[0], _HEIGHT - place[1], text, _font(), angle=0.0, mtext=anchor)
+
+
+@cache
+def _font() -> FontProperties:
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(size=_FONT_SIZE)
+
+
+def _percent(value: float) -> str:
     return f"{value * 100:.4g}%"
 
 
-def _number(value: float, _: int | None) -> str:
+def _number(value: float) -> str:
     return re.sub(r"e([+-])0?", r"e\1", f"{value:.4g}").replace("e+", "e")
 
 

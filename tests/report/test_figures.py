@@ -7,6 +7,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,6 +127,13 @@ def test_chart_gives_the_same_bytes_each_time() -> None:
     assert figures.chart(a_chart()) == figures.chart(a_chart())
 
 
+def test_charts_are_the_same_in_any_order_and_in_threads() -> None:
+    charts = [a_chart("loss"), a_chart("accuracy", percent=True), a_chart("gradients", logarithmic=True)]
+    drawn = [figures.chart(chart) for chart in charts]
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(figures.chart, charts[::-1] * 4)] == drawn[::-1] * 4
+
+
 def test_charts_of_the_same_curves_share_no_identifier() -> None:
     identifiers = [set(re.findall(r'\bid="([^"]+)"', figures.chart(a_chart(name)))) for name in ("loss", "accuracy")]
     assert identifiers[0]
@@ -178,6 +186,19 @@ def test_from_zero_shows_a_small_change_as_small() -> None:
     line = Line("learning rate", [0.001, 0.0009999])
     assert "0" in texts(figures.chart(a_chart(epochs=2, lines=[line], from_zero=True)))
     assert "0" not in texts(figures.chart(a_chart(epochs=2, lines=[line])))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0.01], {"0.001", "0.01", "0.1"}), ([None], {"1", "10"}), ([1e-3, 0, 10], {"0.1", "10"})]
+)
+def test_powers_of_ten_on_a_logarithmic_axis(values: list[float | None], expected: set[str]) -> None:
+    chart = a_chart(epochs=len(values), lines=[Line("norm", values)], logarithmic=True)
+    assert expected <= set(texts(figures.chart(chart)))
+
+
+def test_names_with_signs_of_formulas_stay_as_they_are() -> None:
+    line = Line("cost in $ or $x^2$", [1, 2])
+    assert line.name in texts(figures.chart(a_chart(epochs=2, lines=[line])))
 
 
 def test_standalone_needs_no_page() -> None:
