@@ -28,6 +28,7 @@ from tests.support.postgres import postgres
 from tests.support.servers import BIN, clean_environment, free_port
 
 DEPLOYMENT = "retrain/digits"
+PREFECT = [str(BIN / "prefect")]
 START_SECONDS = 300
 COMMAND_SECONDS = 600
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -121,7 +122,7 @@ async def _command(environment: Mapping[str, str]) -> tuple[UUID | None, float]:
     """Ask as somebody in a terminal does."""
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
-        BIN / "prefect", "deployment", "run", DEPLOYMENT, env=environment, cwd="/",
+        *PREFECT, "deployment", "run", DEPLOYMENT, env=environment, cwd="/",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
@@ -167,7 +168,7 @@ def operated(home: Path, arguments: tuple[str, ...], more: Mapping[str, str]) ->
         secret = own / "auth-string"
         if secret.exists():
             environment["PREFECT_API_AUTH_STRING"] = secret.read_text().strip()
-        paused = [str(BIN / "prefect"), "work-pool", "pause", "idxflow"]
+        paused = [*PREFECT, "work-pool", "pause", "idxflow"]
         subprocess.run(paused, env=environment, check=True, capture_output=True, timeout=COMMAND_SECONDS)
         yield environment, own / "server.log"
     finally:

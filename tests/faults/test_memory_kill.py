@@ -9,11 +9,12 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from storage.verify import verify
 from tasks import train
 from tasks.model import network
 from tests.conftest import write_tiny
+from tests.support.commands import Command
 from tests.support.memory import GROUP_BYTES, bytes_of_process, control_group
 from tests.support.runs import carried_out
 from tests.support.servers import ROOT, clean_environment
@@ -74,26 +76,29 @@ def copy(first: Path, tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def begin(first: Path, store: Store, limit: str) -> subprocess.Popen:
+@contextmanager
+def begun(first: Path, store: Store, limit: str) -> Iterator[tuple[Command, BinaryIO, BinaryIO]]:
+    """Start the child; yield it, what it says and what it hears."""
     program = "import sys; from pathlib import Path; from tests.faults.test_memory_kill import child; "
     program += "child(*map(Path, sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, str(first / "tiny.toml"), str(store.root)],
-        cwd=ROOT,
-        env={**clean_environment(store.root.parent), "LIMIT": limit, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ("-c", program, str(first / "tiny.toml"), str(store.root))
+    environment = {**clean_environment(store.root.parent), "LIMIT": limit}
+    (hears, tells), (asks, says) = os.pipe(), os.pipe()
+    with ExitStack() as ends:
+        told, said = ends.enter_context(os.fdopen(tells, "wb", 0)), ends.enter_context(os.fdopen(asks, "rb", 0))
+        log = ends.enter_context((store.root.parent / "log").open("wb"))
+        streams = (hears, says, log.fileno())
+        process = ends.enter_context(Command(*words, env=environment, cwd=ROOT, program="python", streams=streams))
+        for end in (hears, says):
+            os.close(end)
+        yield process, said, told
 
 
-def train_until_killed(process: subprocess.Popen) -> None:
+def train_until_killed(process: Command, told: BinaryIO) -> None:
     """Let the process train in a control group too small for that, or kill it at that size where there is no leave."""
     group = control_group(process.pid)
     most = bytes_of_process(1, process.pid) + GROUP_BYTES
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    told.write(b"go\n")
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):
@@ -120,9 +125,10 @@ def assert_unharmed(store: Store, before: dict[str, str]) -> None:
 
 def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Path, copy: Store):
     before = published(copy)
-    with begin(first, copy, "address space") as process:
-        _, errors = process.communicate(timeout=240)
-    assert process.returncode == 1, errors
+    with begun(first, copy, "address space") as (process, _, _):
+        code = process.wait(240)
+    errors = (copy.root.parent / "log").read_text()
+    assert code == 1, errors
     messages = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
     assert len(messages) == 1, errors
     assert messages[0].startswith("idxflow: TrainingFailed: tiny: expected memory for 9,204,003 weights and 120 rows")
@@ -133,10 +139,10 @@ def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Pat
 
 def test_the_kernels_kill_harms_nothing_and_the_next_run_succeeds(first: Path, copy: Store):
     before = published(copy)
-    with begin(first, copy, "kernel") as process:
-        assert process.stdout.readline() == "training\n"
-        train_until_killed(process)
-    assert process.returncode == -signal.SIGKILL
+    with begun(first, copy, "kernel") as (process, said, told):
+        assert said.readline() == b"training\n"
+        train_until_killed(process, told)
+        assert process.poll() == -signal.SIGKILL
     assert_unharmed(copy, before)
     record = carried_out(copy, first / "tiny.toml", seed=2)
     assert record.model
