@@ -83,13 +83,13 @@ def _status(url: str, host: str, values: Mapping[str, Any]) -> int:
     """Send a request; return the status of the answer, whose text is not read."""
     import httpx
 
-    from tasks.sources.download import unlogged
+    from tasks.sources.download import certificates, unlogged
 
     timeout = httpx.Timeout(SECONDS, connect=_CONNECT_SECONDS)
     try:
         with (
             unlogged(),
-            httpx.Client(timeout=timeout, headers={"User-Agent": "idxflow"}) as client,
+            httpx.Client(verify=certificates(), timeout=timeout, headers={"User-Agent": "idxflow"}) as client,
             client.stream("POST", url, json=dict(values)) as answer,
         ):
             return answer.status_code

@@ -150,9 +150,12 @@ def session(where: Address, auth: str | None, seconds: float) -> httpx.Client:
     """Return an authenticated HTTP client of the API with a timeout of `seconds`."""
     import httpx
 
+    from tasks.sources.download import certificates
+
     key = None if auth else configuration.api_key(where.api)
     return httpx.Client(
         base_url=where.api,
+        verify=certificates(),
         timeout=seconds,
         auth=httpx.BasicAuth(*auth.split(":", 1)) if auth else None,
         headers={"Authorization": f"Bearer {key}"} if key else None,

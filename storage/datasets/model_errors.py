@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -37,8 +38,14 @@ def checked(
     except ValidationError as error:
         # A misspelt key explains a missing one, so report it first.
         first = min(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN_KEY)
-        sentence = _sentence(first, values, model.model_json_schema(schema_generator=generator))
+        sentence = _sentence(first, values, _schema(model, generator))  # type: ignore[arg-type]  # A class is hashable.
         raise ConfigError(f"{where}: {sentence}") from error
+
+
+@cache
+def _schema(model: type[BaseModel], generator: type[GenerateJsonSchema]) -> json_schema.Schema:
+    """Return the JSON Schema of a model, made once: that of a manifest takes much longer than to check one."""
+    return model.model_json_schema(schema_generator=generator)
 
 
 def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: json_schema.Schema) -> str:

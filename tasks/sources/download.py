@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http
 import logging
+import os
 import random
 import re
 import socket
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -359,6 +362,7 @@ def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
         raise SourceFailed(f"no connection, because {problem}; {proxies.REMEDY}")
     try:
         client = httpx.Client(
+            verify=certificates(),
             timeout=httpx.Timeout(policy.read_seconds, connect=policy.connect_seconds),
             headers={"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "idxflow"},
         )
@@ -369,6 +373,24 @@ def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
         ) from None
     with client:
         yield client
+
+
+def certificates() -> ssl.SSLContext:
+    """Return what checks the certificates of servers, for `verify` of httpx's clients.
+
+    It is the same until the environment names others, or their file changes: parsing some hundred certificates for each
+    client takes longer than most requests.
+
+    Raises:
+        OSError: those that the environment names cannot be read.
+    """
+    file = os.environ.get("SSL_CERT_FILE")
+    return _certificates(file, Path(file).stat().st_mtime_ns if file else 0, os.environ.get("SSL_CERT_DIR"))
+
+
+@cache
+def _certificates(*_: object) -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 def _continues(response: httpx.Response, size: int, etag: str) -> bool:

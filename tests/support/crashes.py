@@ -198,13 +198,14 @@ def _wait_until_stopped(process: int) -> None:
 
 def published(store: Store) -> dict[str, str]:
     """Return the SHA-256 of every file that bears a final name and must never change, by path."""
-    files = (p.relative_to(store.root) for p in store.root.rglob("*") if p.is_file())
-    final = (p for p in files if not any(part.startswith(".") for part in p.parts))
-    return {
-        str(path): sha256_of(store.root / path)
-        for path in final
-        if path.name != "champion.json" and "locks" not in path.parts and path.suffix != ".lock"
-    }
+    found = {}
+    # Not `rglob`: hundreds of stores are looked through.
+    for folder, folders, files in os.walk(store.root):
+        folders[:] = [name for name in folders if name != "locks" and not name.startswith(".")]
+        final = [name for name in files if name != "champion.json" and not name.startswith(".")]
+        paths = [Path(folder, name) for name in final if not name.endswith(".lock")]
+        found |= {str(path.relative_to(store.root)): sha256_of(path) for path in paths}
+    return found
 
 
 def entries(store: Store) -> dict[str, str]:
