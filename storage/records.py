@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -987,7 +988,7 @@ def from_json(kind: type[R], values: Mapping[str, Any], entry: Entry | None = No
     Raises:
         TypeError: a field is missing or unknown.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     arguments = {name: _revive(hints[name], value) for name, value in values.items() if name in hints}
     unknown = values.keys() - arguments.keys()
     if unknown:
@@ -995,6 +996,12 @@ def from_json(kind: type[R], values: Mapping[str, Any], entry: Entry | None = No
     if "entry" in hints:
         arguments["entry"] = entry
     return kind(**arguments)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of the fields by name; to find them out takes longer than to read a record."""
+    return typing.get_type_hints(kind)
 
 
 def _revive(hint: Any, value: Any) -> Any:
