@@ -33,7 +33,7 @@ def page(run: RunRecord, points: Sequence[Point], sentence: str, finding: Findin
         "points": to_json(by_share),
         "seeds": counted(len({point.seed for point in points}), "seed"),
     }
-    return rendering.learning_curve(values, {chart.name: figures.chart(chart) for chart in _charts(by_share)})
+    return rendering.learning_curve(values, figures.charts(_charts(by_share)))
 
 
 def _charts(points: Sequence[Summary]) -> list[Chart]:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from xml.sax.saxutils import escape
@@ -22,6 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.backends.backend_svg import RendererSVG
     from matplotlib.font_manager import FontProperties
+    from matplotlib.text import Text
 
     _Points: TypeAlias = Sequence[float] | np.ndarray
 
@@ -170,20 +171,18 @@ def chart(drawing: Chart) -> str:
 
     Values that are None or not finite leave a gap. Text stays text, in the font of the page.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import RendererSVG
+    return charts([drawing])[drawing.name]
 
-    buffer = io.StringIO()
+
+def charts(drawings: Iterable[Chart]) -> dict[str, str]:
+    """Return each of `drawings` as `chart` does, by its name."""
+    import matplotlib as mpl
+
     with _SETTINGS, mpl.rc_context():
-        # Ignore the user's settings, so that the same curves look the same everywhere; the hash salt makes
-        # identifiers reproducible; `none` keeps text as text.
+        # Ignore the user's settings, so that the same curves look the same everywhere; `none` keeps text as text.
         mpl.rcdefaults()
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": drawing.name})
-        unsigned = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        paper = RendererSVG(_WIDTH, _HEIGHT, buffer, metadata=unsigned)
-        _draw(paper, drawing)
-        paper.finalize()
-    return _embeddable(buffer.getvalue(), drawing)
+        mpl.rcParams["svg.fonttype"] = "none"
+        return {drawing.name: _drawn(drawing) for drawing in drawings}
 
 
 def standalone(svg: str) -> str:
@@ -264,6 +263,20 @@ class _Scale:
         chosen = list(values)
         points = self.points(chosen)
         return [value for value, at in zip(chosen, points, strict=True) if self.start - 0.5 <= at <= self.end + 0.5]
+
+
+def _drawn(drawing: Chart) -> str:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    # Makes identifiers reproducible.
+    mpl.rcParams["svg.hashsalt"] = drawing.name
+    buffer = io.StringIO()
+    unsigned = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    paper = RendererSVG(_WIDTH, _HEIGHT, buffer, metadata=unsigned)
+    _draw(paper, drawing)
+    paper.finalize()
+    return _embeddable(buffer.getvalue(), drawing)
 
 
 def _draw(paper: RendererSVG, drawing: Chart) -> None:
@@ -366,8 +379,7 @@ def _draw_legend(paper: RendererSVG, drawing: Chart, few: bool) -> None:
     for name, style in entries:
         _add_line(paper, (x, x + 7.2, x + 14.4), [_TOP + 8.9] * 3, **style, markevery=[1])
         _add_text(paper, (x + 21.6, _TOP + 5.8), name, "left")
-        width, _, _ = paper.get_text_width_height_descent(name, _font(), ismath=False)
-        x += 21.6 + width + 10.8
+        x += 21.6 + _width(name) + 10.8
 
 
 def _add_line(paper: RendererSVG, x: _Points, y: _Points, **style: Any) -> None:
@@ -387,9 +399,8 @@ def _add_text(
     paper: RendererSVG, place: tuple[float, float], text: str, align: Literal["left", "center", "right"]
 ) -> None:
     """Add one line of text on the baseline at `place`."""
-    from matplotlib.text import Text
-
-    anchor = Text(*place, text, horizontalalignment=align)
+    anchor = _anchor()
+    anchor.set(position=place, horizontalalignment=align)
     pen = paper.new_gc()
     pen.set_foreground(_TEXT)
     paper.draw_text(pen, place[0], _HEIGHT - place[1], text, _font(), angle=0.0, mtext=anchor)
@@ -400,6 +411,23 @@ def _font() -> FontProperties:
     from matplotlib.font_manager import FontProperties
 
     return FontProperties(size=_FONT_SIZE)
+
+
+@cache
+def _anchor() -> Text:
+    """Return what carries the place of a text; of the chart that is being drawn, there is one at a time."""
+    from matplotlib.text import Text
+
+    return Text()
+
+
+@lru_cache(256)
+def _width(text: str) -> float:
+    """Return the width of `text` in the font that Matplotlib brings along, in points."""
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, _font(), ismath=False)
+    return float(width)
 
 
 def _percent(value: float) -> str:

@@ -58,7 +58,7 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
         named=behaviour.named if behaviour and len(behaviour.named) else None,
         drift=_together(images.get("train"), drifted),
         checks={index: image for index, image in checks.items() if image is not None},
-        charts={chart.name: figures.chart(chart) for chart in charts.charts(values)},
+        charts=figures.charts(charts.charts(values)),
     )
 
 

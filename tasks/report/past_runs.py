@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,14 +98,17 @@ def _changed(limits: Drift) -> dict[str, float]:
 
 def environment() -> Environment:
     """Describe this process: versions, system and processor, without user or host names."""
-    versions = {}
-    for package in sorted(PACKAGES):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    versions = {package: _version(package) for package in sorted(PACKAGES)}
     machine = f"{platform.system()}, {platform.machine()}, {os.cpu_count() or 1} processors"
     return Environment(platform.python_version(), machine, versions, processor.described())
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def for_ledger(run: RunRecord) -> dict[str, Any]:

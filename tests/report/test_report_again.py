@@ -1,4 +1,4 @@
-"""Reports of real runs: as documented, and made again from the store alone, without TensorFlow."""
+"""Reports of real runs: as documented, and made again from the store alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -253,24 +251,6 @@ def test_the_lineage_names_every_step_s_code_and_libraries(story: Story) -> None
         "idxflow run --dataset-file tiny.toml --profile default --set 'hidden=[8]' --set learning_rate=1e-05 "
         "--set batch_size=16 --set epochs=1 --set seed=7"
     )
-
-
-def test_making_a_report_again_imports_no_heavy_library(story: Story) -> None:
-    code = f"""
-import sys
-from pathlib import Path
-from storage.registry import Registry
-from storage.store import Store
-from tasks.report import past_runs
-from tasks.report.document import build
-registry = Registry(Store(Path({str(story.store.root)!r})), "tiny")
-document = build(registry, past_runs.find(registry, {story.runs["kept"].id!r}))
-assert len(document.html()) > 10_000 and document.values["test"]
-heavy = {{"tensorflow", "keras", "great_expectations", "prefect", "sklearn", "scipy"}}
-print(*{{name.split(".")[0] for name in sys.modules}} & heavy)
-"""
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert process.stdout == "\n"
 
 
 def test_a_report_is_made_again_with_what_is_left(story: Story, tmp_path: Path) -> None:
