@@ -123,6 +123,6 @@ def test_what_is_off_costs_nothing():
         config = TrainingConfig(hidden=(), **more)
         architecture = network.Architecture(12, (), "tanh", 3)
         fitting = Fitting(architecture, config, STATISTICS, rows, 40, chosen(config, (3, 4), STATISTICS, None))
-        graph = str(fitting._passes[40].graph.as_graph_def())
+        graph = str(fitting._compiled.passes[40].graph.as_graph_def())
         found.append([name in graph for name in ("ImageProjectiveTransformV3", "OneHot", "Pow")])
     assert found == [[False] * 3, [True] * 3]

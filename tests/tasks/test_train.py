@@ -23,7 +23,7 @@ from tasks import train as training
 from tasks.model import checkpoint, network
 from tasks.model.fitting import Fitting
 from tasks.model.rates import rate_after
-from tasks.model.scaling import apply, read
+from tasks.model.scaling import Statistics, apply, read
 from tasks.model.training_rows import InMemory, row_order
 from tasks.normalize import normalize
 from tasks.ui.progress import Progress, listening
@@ -142,6 +142,37 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean_and_scores_are_of_the_w
 def test_an_epoch_is_one_compiled_call_traced_once():
     fitting, _ = fitted(TrainingConfig(hidden=(4,), batch_size=16), epochs=5)
     assert (fitting.calls, fitting.traces) == (5, 1)
+
+
+def test_a_training_takes_over_what_one_of_its_kind_has_compiled_and_nothing_else():
+    """Neither its weights, nor the state of its optimizer, nor its statistics."""
+    config = TrainingConfig(hidden=(9,), batch_size=16, optimizer="adam", dropout=0.2, batch_norm=True)
+    rows = InMemory(*random_rows(50), 50, 1)
+
+    def made(config: TrainingConfig = config, statistics: Statistics = STATISTICS) -> Fitting:
+        fitting = Fitting(architecture_of(config), config, statistics, rows, 50)
+        fitting.epoch(1)
+        assert fitting.traces == 1
+        return fitting
+
+    def bytes_of(fitting: Fitting) -> list[bytes]:
+        arrays = (fitting.weights, *fitting.slots.values())
+        return [values.tobytes() for each in arrays for values in each.values()]
+
+    first, beside = made(), made()
+    compiled, whole = first._compiled, bytes_of(first)
+    assert beside._compiled is not compiled
+    assert bytes_of(beside) == whole
+    del first
+    more = {"seed": 2, "learning_rate": 0.3, "decay": 0.5}
+    other = made(config.model_copy(update=more), Statistics(np.full(12, 0.3), 0.2))
+    assert other._compiled is compiled
+    assert bytes_of(other) != whole
+    del other
+    again = made()
+    assert again._compiled is compiled
+    assert bytes_of(again) == whole
+    assert made(config.model_copy(update={"beta_1": 0.8}))._compiled is not compiled
 
 
 @pytest.mark.parametrize("batch_size", [10, 25, 16, 64])
