@@ -29,12 +29,18 @@ PAIRS = Suite("archives", "split", (Expectation("pair", "ExpectColumnPairValuesT
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, although the tests have imported the library."""
+def begun(monkeypatch: pytest.MonkeyPatch, ended: None) -> subprocess.Popen[bytes]:
+    """The process, although the tests have imported the library: the one of the test before, if that has left it."""
     monkeypatch.setattr(engine, "is_loaded", lambda: False)
     engine_process.begin()
     assert engine_process._process
-    yield engine_process._process
+    return engine_process._process
+
+
+@pytest.fixture(scope="module")
+def ended() -> Iterator[None]:
+    """Nothing is left of the process after the tests."""
+    yield
     engine_process.end()
 
 
@@ -101,18 +107,6 @@ def test_workers_are_answered_side_by_side_without_an_import_of_their_own(begun:
     assert (one.returncode, other.returncode) == (0, 0)
 
 
-def test_a_worker_evaluates_by_itself_where_the_process_cannot_be_reached(begun: subprocess.Popen[bytes]):
-    name = engine_process.address()
-    with worker(name) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "True\n"
-        # It does not wait for the worker.
-        engine_process.end()
-        assert process.communicate("\n\n")[0] == "False\nFalse\n"
-    with worker(name) as process:
-        assert process.communicate("\n\n")[0] == "True\nFalse\nTrue\n"
-
-
 def test_another_user_is_not_answered(begun: subprocess.Popen[bytes]):
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
@@ -124,10 +118,25 @@ def test_another_user_is_not_answered(begun: subprocess.Popen[bytes]):
     assert subprocess.run(stranger, capture_output=True, text=True, check=True).stdout == "b''\n"
 
 
+def test_a_worker_evaluates_by_itself_where_the_process_cannot_be_reached(begun: subprocess.Popen[bytes]):
+    name = engine_process.address()
+    with worker(name) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "True\n"
+        # It does not wait for the worker.
+        engine_process.end()
+        assert process.communicate("\n\n")[0] == "False\nFalse\n"
+    # A worker that comes later finds nobody: this process stands for it, because it need not import the library.
+    with engine_process.shared(name):
+        assert engine_process._line.get() is None
+        assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
+
+
 def test_where_it_was_killed_this_process_evaluates(begun: subprocess.Popen[bytes]):
     begun.kill()
     begun.wait()
     assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
+    engine_process.end()
 
 
 def test_it_ends_with_the_process_that_began_it():
@@ -141,6 +150,7 @@ def test_it_ends_with_the_process_that_began_it():
 
 
 def test_what_has_the_library_starts_no_process():
+    engine_process.end()
     engine.prepare()
     before = children()
     engine_process.begin()
