@@ -30,8 +30,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 from pydantic import BaseModel
 
+from storage.records import SPLITS
 from tests.support import commands, refusals, users
 from tests.support.forkserver import Forked, end_with_parent
 
@@ -85,9 +87,9 @@ def load() -> None:
     from tasks.model import network
 
     relax_garbage_collection()
-    engine.prepare()
     # Each run would make its own, which takes longer than its checks.
-    engine._whole_table()
+    engine.prepare()
+    prepare_expectations()
     network.tensorflow()
     for step in STEPS:
         code_digests.digests(f"tasks.{step}")
@@ -108,6 +110,50 @@ def load() -> None:
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
+
+
+def prepare_expectations() -> None:
+    """Have Great Expectations remember what follows from an expectation alone, and know that of the usual ones."""
+    from great_expectations.core.id_dict import IDDict
+
+    from expectations import engine, suites, summary
+    from expectations.findings import FINDINGS
+    from storage.datasets import catalog
+
+    identify, known = IDDict.to_id, {}
+
+    def to_id(values: Any, *keys: Any, **how: Any) -> Any:
+        if keys or how:
+            return identify(values, *keys, **how)
+        text = repr(sorted(values.items()))
+        if text not in known:
+            known[text] = identify(values)
+        return known[text]
+
+    IDDict.to_id = to_id
+    for name in FINDINGS:
+        remember_dependencies(engine._kind(name))
+    dataset = replace(catalog.find("mnist"), rows={})
+    table = {name: np.zeros(2, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
+    for name in SPLITS:
+        engine.evaluate(suites.images(dataset, name), table)
+        engine.evaluate(suites.match(dataset, name), {"index": np.arange(1), "by_chance": np.zeros(1)})
+        engine.evaluate(suites.classes(dataset, name), summary.class_table(np.arange(10), 10))
+
+
+def remember_dependencies(kind: Any) -> None:
+    """Have a class of Great Expectations work out once what such an expectation needs: it is asked for that twice."""
+    find, known = kind.get_validation_dependencies, {}
+
+    def get_validation_dependencies(
+        expectation: Any, execution_engine: Any = None, runtime_configuration: Any = None
+    ) -> Any:
+        text = repr((expectation.configuration.kwargs, runtime_configuration))
+        if text not in known:
+            known[text] = find(expectation, execution_engine, runtime_configuration)
+        return known[text]
+
+    kind.get_validation_dependencies = get_validation_dependencies
 
 
 def prepare_models_of_prefect() -> None:
