@@ -104,11 +104,11 @@ def connected() -> Iterator[Server]:
 
     configuration.read()
     from prefect.exceptions import ObjectNotFound
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES
 
     # The folder is not polled while this waits; the next poll retries.
     impatient = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
-    with temporary_settings(impatient), connected_client() as client:
+    with connected_client(impatient) as client:
         try:
             with _answers(f"to have the deployment {DEPLOYMENT}"):
                 deployment = client.read_deployment_by_name(DEPLOYMENT)

@@ -16,6 +16,7 @@ from tasks.sources import proxies
 if TYPE_CHECKING:
     import httpx
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.settings.legacy import Setting
 
 _SECONDS = 5
 _ANSWER_SECONDS = 20
@@ -24,8 +25,11 @@ _UNPROTECTED = (404, 422)
 
 
 @contextmanager
-def connected_client() -> Iterator[SyncPrefectClient]:
+def connected_client(settings: Mapping[Setting, Any] | None = None) -> Iterator[SyncPrefectClient]:
     """Yield a client of the configured server, or that of `idxflow up`, or one at port 4200, in this order.
+
+    Args:
+        settings: more settings of Prefect, for as long as the client is used.
 
     Raises:
         PrefectFailed: the settings cannot be read, no server answers there, or it does not accept the auth string.
@@ -34,7 +38,7 @@ def connected_client() -> Iterator[SyncPrefectClient]:
     configuration.read()
     from prefect.client.orchestration import get_client
 
-    with used(where), get_client(sync_client=True) as client:
+    with used(where, settings), get_client(sync_client=True) as client:
         yield client
 
 
@@ -130,11 +134,15 @@ def used_as_configured() -> Iterator[None]:
 
 
 @contextmanager
-def used(where: server.Address) -> Iterator[None]:
-    """Make Prefect use that server in this process while the block runs."""
+def used(where: server.Address, settings: Mapping[Setting, Any] | None = None) -> Iterator[None]:
+    """Make Prefect use that server, and these settings, in this process while the block runs.
+
+    All at once, because Prefect takes 30 ms of a processor to check its settings again.
+    """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: where.api, PREFECT_API_AUTH_STRING: _auth(where)}):
+    own = {PREFECT_API_URL: where.api, PREFECT_API_AUTH_STRING: _auth(where)}
+    with temporary_settings({**own, **(settings or {})}):
         yield
 
 

@@ -21,8 +21,9 @@ from storage.errors import FormatError
 from storage.formats import idx
 from tasks.serving import image_files
 from tasks.serving.predict import load_champion
+from tests.support import commands
 from tests.support.blobs import blobs, store_with_champion
-from tests.support.servers import BIN, clean_environment
+from tests.support.servers import clean_environment
 
 IMAGES = blobs()["test-images"]
 GREY = IMAGES[4]
@@ -342,9 +343,7 @@ def test_control_characters_stay_out_of_the_terminal(home: Path, capsys):
 
 def idxflow(home: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = clean_environment(home, IDXFLOW_STORE=os.environ["IDXFLOW_STORE"])
-    return subprocess.run(
-        [str(BIN / "idxflow"), *arguments], cwd=home, capture_output=True, text=True, timeout=120, env=environment
-    )
+    return commands.idxflow(*arguments, env=environment, cwd=home)
 
 
 def test_as_a_user_types_it(home: Path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from storage.ledger import Ledger
 from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.registry import Registry
 from storage.store import Plan, Store
-from tests.support.commands import idxflow
+from tests.support.commands import Command, idxflow
 from tests.support.servers import BIN, ROOT, clean_environment
 from tests.support.stores import decided_in_format_3, pointed_in_format_3, promote
 
@@ -375,11 +376,14 @@ def test_killed_before_the_hint_is_written_it_has_decided_and_the_same_again_goe
 
 
 def test_processes_at_once_end_where_ledger_and_pointer_agree(filled: Store, tmp_path: Path):
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(filled.root))
     commands = [["promote", "mine", str(n), "--force"] for n in (1, 2, 3)] + [["rollback", "mine"]] * 3
-    command = str(BIN / "idxflow")
-    started = [subprocess.Popen([command, *a, "--reason", "at once"], **options(filled, tmp_path)) for a in commands]
-    errors = [process.communicate(timeout=240)[1] for process in started]
-    codes = [process.returncode for process in started]
+    with ExitStack() as stack:
+        started = [Command(*words, "--reason", "at once", env=environment, cwd=tmp_path) for words in commands]
+        for process in started:
+            stack.enter_context(process)
+        errors = [process.communicate(240)[1] for process in started]
+        codes = [process.wait() for process in started]
     assert set(codes) <= {0, 2}, errors
     assert codes.count(0) == len(decisions(filled)) - 4 >= 3
     assert_agreed(filled)

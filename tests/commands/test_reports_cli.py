@@ -29,11 +29,12 @@ from storage.records import RunRecord
 from storage.store import LOCKS, Store
 from tasks.report.contact_sheet import columns_for, draw
 from tests.conftest import bars, write_tiny
+from tests.support import commands
 from tests.support.memory_objects import cloud_store
 from tests.support.pages import check_page
 from tests.support.reports import HOSTILE
 from tests.support.runs import carried_out
-from tests.support.servers import BIN, ROOT, clean_environment
+from tests.support.servers import ROOT, clean_environment
 
 MANIFEST = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
 
@@ -366,10 +367,7 @@ def test_a_report_is_made_again_without_a_file_that_is_damaged_in_object_storage
 
 
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command."""
-    environment = clean_environment(home, IDXFLOW_STORE=str(store.root), **more)
-    command = [str(BIN / "idxflow"), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return commands.idxflow(*words, env=clean_environment(home, IDXFLOW_STORE=str(store.root), **more))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

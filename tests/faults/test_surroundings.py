@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from flows.service import client, server
 from flows.service.application import listen
 from storage.errors import PrefectFailed
 from tasks.sources import proxies
+from tests.support import commands
 from tests.support.commands import idxflow
 from tests.support.faultserver import Exchange, FaultServer, good
 from tests.support.servers import BIN, ROOT, clean_environment, free_port
@@ -58,24 +59,43 @@ def test_a_server_that_is_not_there_is_named_with_the_place_of_its_address(tmp_p
     assert NOWHERE not in idxflow("status", env=environment, cwd=tmp_path).stdout
 
 
-URL_AND_MODULES = """
-import sys
+READERS = """
+import json, os, sys
 from flows.service import configuration
-print(configuration.url(), "prefect" in sys.modules)
+from storage.errors import PrefectFailed
+
+class Imports:
+    def find_spec(self, name, path=None, target=None):
+        if name == "prefect":
+            raise ImportError("that is Prefect")
+
+sys.meta_path.insert(0, Imports())
+for place in json.load(sys.stdin):
+    os.chdir(place["cwd"])
+    os.environ.clear()
+    os.environ.update(place["environment"])
+    try:
+        print(configuration.url())
+    except PrefectFailed as error:
+        print("Prefect" if "that is Prefect" in str(error) else error)
 """
 
 
-@pytest.mark.parametrize("place", [*SOURCES, "nowhere"])
-def test_prefect_is_imported_for_an_address_only_where_a_file_may_hold_one(tmp_path: Path, place: str):
-    environment = clean_environment(tmp_path)
-    file, text = SOURCES.get(place, ("", ""))
-    if file:
-        (tmp_path / file).write_text(text)
-    elif place in SOURCES:
-        environment["PREFECT_API_URL"] = NOWHERE
-    code = [sys.executable, "-P", "-c", URL_AND_MODULES]
-    result = subprocess.run(code, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [NOWHERE if place in SOURCES else "None", str(bool(file))]
+def test_prefect_is_imported_for_an_address_only_where_a_file_may_hold_one(tmp_path: Path):
+    """What it then reads is in the test above."""
+    places = []
+    for number, (file, text) in enumerate([*SOURCES.values(), (None, "")]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        environment = clean_environment(folder)
+        if file:
+            (folder / file).write_text(text)
+        elif file is not None:
+            environment["PREFECT_API_URL"] = NOWHERE
+        places.append({"cwd": str(folder), "environment": environment})
+    code, given = [sys.executable, "-P", "-c", READERS], json.dumps(places)
+    result = subprocess.run(code, input=given, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [NOWHERE, *["Prefect"] * 4, "None"]
 
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {
@@ -134,7 +154,9 @@ def test_a_profile_that_does_not_exist_is_one_sentence(tmp_path: Path, place: st
     # As it is advised: it is removed.
     profiles.write_text(profiles.read_text().replace("wrok", "work"))
     environment.pop("PREFECT_PROFILE", None)
-    assert doctor_and_status(tmp_path, environment).stdout.startswith("Diagnosis(verdict='ok', what='settings'")
+    assert doctor_and_status(tmp_path, environment, commands.python()).stdout.startswith(
+        "Diagnosis(verdict='ok', what='settings'"
+    )
 
 
 @pytest.mark.remedies("flows.service.configuration:_check_files")
@@ -166,16 +188,22 @@ def test_status_goes_without_them_and_the_doctor_names_them(tmp_path: Path):
     assert "prefect.toml" in remark
 
 
-def doctor_and_status(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Print what `idxflow doctor` finds of the settings, and what `idxflow status` says of them, on a line each."""
+def doctor_and_status(
+    folder: Path, environment: dict[str, str], python: Sequence[str] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
+    """Print what `idxflow doctor` finds of the settings, and what `idxflow status` says of them, on a line each.
+
+    A new Python imports Prefect, and with it the settings.
+    """
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(folder)!r})\n"
         "import flows.diagnosis as d, flows.health as s\n"
         "from storage.opening import open_store\n"
         "print(next(iter(d._server(open_store()))))\nprint(s.scheduled())"
     )
-    words = [sys.executable, "-c", code]
-    return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [*python, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    )
 
 
 def keyed(exchange: Exchange) -> None:
