@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http
 import logging
+import os
 import random
 import re
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -26,6 +28,7 @@ from tasks.sources import proxies
 from tasks.sources.partial_file import PartialFile, Received, SourceFailed, too_large
 from tasks.sources.reach import Reach, reach_of, reach_of_host
 
+_TRUST = threading.Lock()
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 _log = logging.getLogger(__name__)
@@ -359,6 +362,7 @@ def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
         raise SourceFailed(f"no connection, because {problem}; {proxies.REMEDY}")
     try:
         client = httpx.Client(
+            verify=_trusted(),
             timeout=httpx.Timeout(policy.read_seconds, connect=policy.connect_seconds),
             headers={"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "idxflow"},
         )
@@ -369,6 +373,19 @@ def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
         ) from None
     with client:
         yield client
+
+
+def _trusted() -> ssl.SSLContext:
+    """Return what checks the certificates of servers, with the authorities of the environment."""
+    # The archives are fetched at the same time.
+    with _TRUST:
+        return _read_trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@cache
+def _read_trusted(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    """Read the authorities, which takes longer than to fetch a small archive from a server nearby."""
+    return httpx.create_ssl_context()
 
 
 def _continues(response: httpx.Response, size: int, etag: str) -> bool:
