@@ -14,6 +14,7 @@ import os
 import runpy
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,7 @@ def load() -> None:
     read_settings_quickly()
     write_settings_quickly()
     fill_new_databases()
+    prepare_trust()
     prepare_models_of_prefect()
     prepare_routes_of_prefect()
     prepare_report()
@@ -101,6 +103,24 @@ def load() -> None:
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
+
+
+def prepare_trust() -> None:
+    """Have downloads and Prefect's clients take certificate authorities that have been read: that takes each 20 ms."""
+    import certifi
+    from prefect.client import orchestration
+
+    from tasks.sources import download
+
+    download._trusted()
+    # As Prefect chooses it, when it is imported.
+    usual, make = os.environ.get("SSL_CERT_FILE") or certifi.where(), ssl.create_default_context
+    kept = make(cafile=usual)
+
+    def make_context(cafile: str | None = None) -> ssl.SSLContext:
+        return kept if cafile == usual else make(cafile=cafile)
+
+    orchestration.ssl = SimpleNamespace(**{**vars(ssl), "create_default_context": make_context})
 
 
 def prepare_models_of_prefect() -> None:
