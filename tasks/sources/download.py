@@ -29,6 +29,7 @@ from tasks.sources import proxies
 from tasks.sources.partial_file import PartialFile, Received, SourceFailed, too_large
 from tasks.sources.reach import Reach, reach_of, reach_of_host
 
+_TRUST = threading.Lock()
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 _log = logging.getLogger(__name__)
@@ -385,7 +386,9 @@ def certificates() -> ssl.SSLContext:
         OSError: those that the environment names cannot be read.
     """
     file = os.environ.get("SSL_CERT_FILE")
-    return _certificates(file, Path(file).stat().st_mtime_ns if file else 0, os.environ.get("SSL_CERT_DIR"))
+    # The archives of a data set are fetched at the same time.
+    with _TRUST:
+        return _certificates(file, Path(file).stat().st_mtime_ns if file else 0, os.environ.get("SSL_CERT_DIR"))
 
 
 @cache

@@ -16,6 +16,7 @@ import runpy
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -102,6 +103,7 @@ def load() -> None:
     read_settings_quickly()
     write_settings_quickly()
     fill_new_databases()
+    prepare_trust()
     prepare_models_of_prefect()
     prepare_routes_of_prefect()
     prepare_report()
@@ -154,6 +156,24 @@ def remember_dependencies(kind: Any) -> None:
         return known[text]
 
     kind.get_validation_dependencies = get_validation_dependencies
+
+
+def prepare_trust() -> None:
+    """Have downloads and Prefect's clients take certificate authorities that have been read: that takes each 20 ms."""
+    import certifi
+    from prefect.client import orchestration
+
+    from tasks.sources import download
+
+    download.certificates()
+    # As Prefect chooses it, when it is imported.
+    usual, make = os.environ.get("SSL_CERT_FILE") or certifi.where(), ssl.create_default_context
+    kept = make(cafile=usual)
+
+    def make_context(cafile: str | None = None) -> ssl.SSLContext:
+        return kept if cafile == usual else make(cafile=cafile)
+
+    orchestration.ssl = SimpleNamespace(**{**vars(ssl), "create_default_context": make_context})
 
 
 def prepare_models_of_prefect() -> None:
