@@ -240,9 +240,15 @@ def test_a_letter_that_the_terminal_does_not_have_ends_nothing(
         assert outputs[0] == outputs[1]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc_jp"])
-def test_help_is_written_in_any_letters(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for command in ("", *COMMANDS):
+@pytest.mark.parametrize(
+    ("encoding", "commands"),
+    # ASCII has the fewest letters: what is written in these is written in any.
+    [("ascii", ["", *COMMANDS]), ("latin-1", ["", "run"]), ("euc_jp", ["", "run"])],
+)
+def test_help_is_written_in_any_letters(
+    encoding: str, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for command in commands:
         assert "Usage: idxflow" in in_letters(encoding, [*command.split(), "--help"], tmp_path, monkeypatch)
 
 

@@ -30,8 +30,8 @@ from tests.support.crashes import in_memory
 
 pytestmark = pytest.mark.long
 
-KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
-KILLS_FOR_EACH_STORE = 5
+KILLS = int(os.environ.get("IDXFLOW_KILLS", "6"))
+KILLS_FOR_EACH_STORE = 6
 WAIT_SECONDS = 200
 
 

@@ -22,8 +22,8 @@ from prefect.client.orchestration import get_client
 
 from storage.files import locked
 from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
-from tests.support import stranger
-from tests.support.commands import idxflow
+from tests.support import stranger, up
+from tests.support.commands import Command, idxflow
 from tests.support.faultserver import FaultServer, good
 from tests.support.operated import fork_flow_runs, until
 from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
@@ -134,13 +134,13 @@ def nothing_came_of(report: dict[str, Any], secret: set[str], log: str) -> None:
 
 
 @contextmanager
-def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A command that has started all it starts, and waits for another run, as it may for hours."""
+def waiting(environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A run that has started all it starts, and waits for another, as it may for hours."""
     store = Path(environment["IDXFLOW_STORE"])
     with locked(store / "digits" / "locks" / "in-use.lock"):
         log = store.with_suffix(".log")
         with log.open("wb") as output:
-            command = [str(BIN / "idxflow"), name, "digits"]
+            command = [str(BIN / "idxflow"), "run", "digits"]
             process = subprocess.Popen(command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT)
         try:
             until(lambda: b"waiting" in log.read_bytes() or process.poll() is not None)
@@ -155,7 +155,7 @@ def test_a_command_s_own_server_is_closed_to_other_users(home: Path):
     (home / "run").mkdir()
     environment = clean_environment(home / "run", IDXFLOW_STORE=str(home / "run" / "store"))
     prefect = Path(environment["PREFECT_HOME"])
-    with waiting("run", environment) as process:
+    with waiting(environment) as process:
         assert ports(process.pid)
         # It keeps no other server from starting, as that of `idxflow up`, while it waits.
         assert not is_starting(prefect)
@@ -184,10 +184,15 @@ def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: di
     # Schedules may make runs meanwhile, but none of this flow.
     of_this_flow = {"flows": {"name": {"any_": ["validate"]}}}
     before = len(service.post("flow_runs/filter", of_this_flow))
-    with waiting("validate", environment) as process:
+    lock = Path(place["IDXFLOW_STORE"]) / "digits" / "locks" / "in-use.lock"
+    with locked(lock), Command("validate", "digits", env=environment, cwd=Path("/")) as process:
+        until(lambda: "waiting" in process.errors or process.poll() is not None)
+        assert process.poll() is None, process.errors
         assert ports(process.pid) == []
         assert len(service.post("flow_runs/filter", of_this_flow)) == before + 1
-    assert "using the Prefect server of `idxflow up` at" in Path(place["IDXFLOW_STORE"]).with_suffix(".log").read_text()
+        process.send_signal(signal.SIGTERM)
+        process.wait(SECONDS)
+        assert "using the Prefect server of `idxflow up` at" in process.errors
 
 
 def test_what_the_lines_that_are_printed_as_next_steps_set_is_as_good_for_all_other_commands(
@@ -222,9 +227,7 @@ def test_what_is_advised_works_in_a_shell_that_has_exported_nothing(
     service.ask("PATCH", "work_pools/idxflow", json={"is_paused": True})
     advice = doctor_remedies()["worker"]
     assert advice == "idxflow prefect work-pool resume idxflow"
-    process = subprocess.run(
-        [BIN / "idxflow", *advice.split()[1:]], env=environment, cwd="/", capture_output=True, text=True, check=False
-    )
+    process = idxflow(*advice.split()[1:], env=environment, cwd=Path("/"))
     assert process.returncode == 0, process.stderr
     assert "temporary server" not in process.stdout + process.stderr
     assert not doctor_remedies()["worker"]
@@ -324,8 +327,7 @@ def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place
 
 
 def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service: Service, place: dict[str, str]):
-    words = [BIN / "idxflow", "up", "--port", str(free_port())]
-    result = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    result = up.command(place, "--port", str(free_port()))
     assert result.returncode == 1
     api = place["PREFECT_API_URL"]
     assert f"prefect.db; found that of `idxflow up` at {api}; stop that one first" in result.stderr
@@ -334,7 +336,7 @@ def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service:
 @pytest.fixture(scope="module")
 def link(service: Service, place: dict[str, str]) -> str:
     """What `idxflow up` prints for the browser when it is typed again."""
-    again = subprocess.run([BIN / "idxflow", "up"], env=place, cwd="/", capture_output=True, text=True, check=True)
+    again = up.command(place)
     match = re.search(r"http://\S+/enter#\S+", again.stdout)
     assert match, again.stdout
     return match[0]
