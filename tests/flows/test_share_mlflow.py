@@ -339,7 +339,7 @@ def test_a_database_gets_the_same_and_its_files_lie_beside_it(
     "flows.sharing.extras:check_installed",
 )
 def test_a_wrong_place_is_told_before_anything_is_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     for at, said in {
         "mlruns": "found mlruns; give one (MLflow no longer writes to plain folders)",
@@ -369,11 +369,11 @@ def test_a_wrong_place_is_told_before_anything_is_imported(
     (tmp_path / "text.db").write_text("This is no database of SQLite. " * 40)
     refused = share(capsys, "latest", "--at", f"sqlite:///{tmp_path}/text.db")
     assert "it cannot be reached (file is not a database)" in refused["said"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     assert "expected --name to have letters" in share(capsys, "latest", "--name", "it's")["said"]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mlflow", None)
         refused = share(capsys, "latest")
         assert "install the extra `mlflow`" in refused["said"]
     assert share(capsys, "latest", "--name", "its")["code"] == 0
-    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert os.environ["MLFLOW_TRACKING_URI"] == server

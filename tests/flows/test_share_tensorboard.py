@@ -19,7 +19,7 @@ from storage.records import RunRecord
 from storage.store import Store
 from tests.conftest import bars, write_tiny
 from tests.support.runs import carried_out
-from tests.support.servers import HTTP, clean_environment, free_port, running
+from tests.support.servers import HTTP, clean_environment, free_port, running_fork
 
 MANIFEST = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,10 +49,10 @@ def logdir(runs: tuple[Store, dict[str, RunRecord]], tmp_path_factory: pytest.Te
 def server(logdir: Path) -> Iterator[str]:
     """A TensorBoard server; yields the address of its data."""
     port, home = free_port(), logdir.parent
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--load_fast", "false"]
+    words = ["-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
+    words += ["--host", "127.0.0.1", "--load_fast", "false"]
     log = home / "tensorboard.log"
-    with running(command, clean_environment(home, TF_CPP_MIN_LOG_LEVEL="3"), home, log) as process:
+    with running_fork("python", words, clean_environment(home), home, log) as process:
         address = f"http://127.0.0.1:{port}/data"
         while not _has_loaded(address):
             assert process.poll() is None, log.read_text()

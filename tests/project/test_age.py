@@ -22,7 +22,7 @@ from tests.support.runs import whole_run
 from tests.support.servers import free_port
 from tests.support.stores import DATASET, decide, retrain
 
-FEW, MANY = 40, 120
+FEW, MANY = 40, 100
 SPARE = 4
 """Files that may be opened more where there is more: the indexes, for one."""
 
@@ -55,12 +55,11 @@ def opened(store: Store) -> Iterator[Callable[[], int]]:
         _Opened.root = None
 
 
-def grown(root: Path, runs: int) -> Store:
-    store = Store(root)
+def grown(store: Store, runs: range) -> Store:
     with pytest.MonkeyPatch.context() as patch:
         # Nothing is to survive a power loss here.
         patch.setattr(os, "fsync", lambda _: None)
-        for number in range(1, runs + 1):
+        for number in runs:
             retrain(store, number, promoted=number == 1)
         registry = Registry(store, DATASET)
         registry.decisions()
@@ -73,7 +72,8 @@ def grown(root: Path, runs: int) -> Store:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     """A store of few runs and one of many, with the index that runs leave."""
     folder = tmp_path_factory.mktemp("age")
-    return grown(folder / "few", FEW), grown(folder / "many", MANY)
+    few = grown(Store(folder / "few"), range(1, FEW + 1))
+    return few, grown(Store(shutil.copytree(few.root, folder / "many")), range(FEW + 1, MANY + 1))
 
 
 @pytest.mark.parametrize(
@@ -161,16 +161,14 @@ def of_the_ledger() -> dict[str, int]:
     return {path: count for path, count in _Opened.paths.items() if records.search(path)}
 
 
-def test_a_store_without_an_index_gets_one_by_the_next_run(tiny: TinyFactory, store: Store):
-    for number in range(1, FEW + 1):
-        retrain(store, number, promoted=False)
+def test_a_store_without_an_index_gets_one_by_the_next_run_which_leaves_no_lock_of_a_step(
+    stores: tuple[Store, Store], tiny: TinyFactory, tmp_path: Path
+):
+    store = Store(shutil.copytree(stores[0].root, tmp_path / "store"))
     files = [index.file for index in Registry(store, DATASET).indexes]
-    assert not any(file.exists() for file in files)
+    for file in files:
+        file.unlink()
     whole_run(store, tiny().manifest)
     assert all(file.is_file() for file in files)
-
-
-def test_a_run_leaves_no_lock_of_a_step(tiny: TinyFactory, store: Store):
-    whole_run(store, tiny().manifest)
     locks = {path.name for path in (store.dataset(DATASET) / "locks").iterdir()}
     assert locks <= {"in-use.lock", "inbox.lock", "ledger.lock"}

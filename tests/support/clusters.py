@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 
 from storage.workers import dask_own
 from tests.support import commands
-from tests.support.servers import ROOT, free_port, running, stop
+from tests.support.servers import ROOT, free_port, running, running_fork
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -69,29 +69,12 @@ def _dask(folder: Path, name: str, arguments: Sequence[str], words: str, code: P
     """
     log = folder / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": str(code)}
-    start = _forked if code == ROOT else _called
-    with start(arguments, environment, code, log) as process:
+    called = running((sys.executable, "-m", "dask", *arguments), environment, code, log)
+    with running_fork("dask", arguments, environment, code, log) if code == ROOT else called as process:
         while words not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         yield process
-
-
-def _called(
-    arguments: Sequence[str], environment: dict[str, str], code: Path, log: Path
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    return running((sys.executable, "-m", "dask", *arguments), environment, code, log)
-
-
-@contextmanager
-def _forked(arguments: Sequence[str], environment: dict[str, str], code: Path, log: Path) -> Iterator[commands.Command]:
-    with Path(os.devnull).open() as nothing, log.open("wb") as output:
-        streams = (nothing.fileno(), output.fileno(), output.fileno())
-        process = commands.Command(*arguments, env=environment, cwd=code, program="dask", streams=streams)
-    try:
-        yield process
-    finally:
-        stop(process)
 
 
 @dataclass(frozen=True)

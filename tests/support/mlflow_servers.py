@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.commands import Command
-from tests.support.servers import HTTP, clean_environment, free_port
+from tests.support.servers import HTTP, clean_environment, free_port, running_fork
 
 
 @contextmanager
@@ -27,12 +25,9 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     words += ["--artifacts-destination", str(files), "--host", "127.0.0.1", "--port", str(port)]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     address = f"http://127.0.0.1:{port}"
-    with Path(os.devnull).open() as nothing, log.open("wb") as output:
-        streams = (nothing.fileno(), output.fileno(), output.fileno())
-        environment = clean_environment(folder, **settings)
-        with Command(*words, env=environment, cwd=folder, program="mlflow", streams=streams) as process:
-            _wait(address, log, process.poll)
-            yield address
+    with running_fork("mlflow", words, clean_environment(folder, **settings), folder, log) as process:
+        _wait(address, log, process.poll)
+        yield address
 
 
 def _wait(address: str, log: Path, ended: Callable[[], int | None]) -> None:

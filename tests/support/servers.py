@@ -162,6 +162,20 @@ def running(command: Sequence[str], environment: Mapping[str, str], cwd: Path, l
 
 
 @contextmanager
+def running_fork(
+    program: str, words: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path
+) -> Iterator[commands.Command]:
+    """Run a service as a fork (`tests.support.commands`) while the block lasts."""
+    with Path(os.devnull).open() as nothing, log.open("wb") as output:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        process = commands.Command(*words, env=environment, cwd=cwd, program=program, streams=streams)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+@contextmanager
 def prefect_server(home: Path, **more: str) -> Iterator[tuple[Server, dict[str, str]]]:
     """Run a server as `idxflow up --no-auth --no-csrf` starts it; yield it and the environment that reaches it.
 

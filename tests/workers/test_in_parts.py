@@ -44,7 +44,7 @@ pytestmark = pytest.mark.long
 
 ROWS = int(os.environ.get("IDXFLOW_TEST_ROWS", "600"))
 DEATHS = int(os.environ.get("IDXFLOW_TEST_DEATHS", "1"))
-PARTS, TEST_PARTS = 6, 2
+PARTS, TEST_PARTS = 4, 2
 CONFIG = TrainingConfig(hidden=(8,), held_out="stratified")
 LIMITS = "[limits]\n" + "".join(
     f"{limit} = 1.0\n" for limit in ("max_blank", "max_duplicates", "max_conflicts", "max_leaked")
