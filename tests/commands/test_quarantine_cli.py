@@ -15,23 +15,42 @@ from flows.commands.cli import run_command
 from flows.run import Request, prepare
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError
+from storage.records import RunRecord
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.document import build
-from tests.conftest import TinyFactory, bars
+from tests.conftest import TinyFactory, bars, write_tiny
 from tests.support.runs import carried_out
 
 REPEATED, LEAKED = 3, 2
 BAD = '[quarantine]\nchecks = ["duplicate", "leaked"]\nmax_share = 0.1\n'
 
 
-@pytest.fixture
-def dataset(tiny: TinyFactory) -> Dataset:
+WRONG = {"epochs": 1, "learning_rate": 1e-6}
+"""How a model is trained that makes mistakes."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A data set with a repeated training image and a leaked test image."""
     arrays = bars(120, 30, 3, (9, 7))
     arrays["train-images"][REPEATED] = arrays["train-images"][0]
     arrays["test-images"][LEAKED] = arrays["train-images"][5]
-    return tiny(arrays=arrays, manifest=BAD)
+    return write_tiny(tmp_path_factory.mktemp("bad"), arrays=arrays, manifest=BAD)
+
+
+@pytest.fixture(scope="module")
+def first(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, RunRecord]:
+    """A run of it, for tests that change nothing."""
+    store = Store(tmp_path_factory.mktemp("first") / "store")
+    store.prepare()
+    return store, carried_out(store, dataset.manifest, **WRONG)
+
+
+@pytest.fixture
+def after(first: tuple[Store, RunRecord], tmp_path: Path) -> Store:
+    """A copy of the store after that run."""
+    return Store(shutil.copytree(first[0].root, tmp_path / "after"))
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -48,8 +67,8 @@ def listed(store: Store, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return values
 
 
-def test_a_run_sets_rows_aside_and_all_that_follows_knows(store: Store, dataset: Dataset):
-    record = carried_out(store, dataset.manifest)
+def test_a_run_sets_rows_aside_and_all_that_follows_knows(first: tuple[Store, RunRecord]):
+    _, record = first
     assert record.train
     assert record.test
     assert record.evaluation
@@ -60,8 +79,8 @@ def test_a_run_sets_rows_aside_and_all_that_follows_knows(store: Store, dataset:
     assert [step.name for step in record.steps].index("quarantine") == 6
 
 
-def test_the_report_shows_the_rows_and_counts_rows_as_the_archives_do(store: Store, dataset: Dataset):
-    record = carried_out(store, dataset.manifest, epochs=1, learning_rate=1e-6)
+def test_the_report_shows_the_rows_and_counts_rows_as_the_archives_do(first: tuple[Store, RunRecord], dataset: Dataset):
+    store, record = first
     registry = prepare(Request(dataset_file=str(dataset.manifest), store=str(store.root)), "test").registry
     document = build(registry, record)
     section = document.values["quarantine"]
@@ -83,9 +102,9 @@ def test_the_report_shows_the_rows_and_counts_rows_as_the_archives_do(store: Sto
 
 
 def test_a_listed_row_can_be_released_and_taken_back(
-    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+    after: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ):
-    assert carried_out(store, dataset.manifest).train.rows == 119  # type: ignore[union-attr]
+    store = after
     rows = listed(store, capsys)["rows"]
     digest = next(row["digest"] for row in rows if row["split"] == "train")
     code, out, _ = call(capsys, "quarantine", "list", "tiny", "--store", str(store.root))
@@ -96,7 +115,7 @@ def test_a_listed_row_can_be_released_and_taken_back(
     assert (code, "released 1 row, in" in out) == (0, True)
     assert listed(store, capsys)["released"] == [digest]
     assert "(released, from the next run on)" in call(capsys, "quarantine", "list", "tiny", *place)[1]
-    assert carried_out(store, dataset.manifest).train.rows == 120  # type: ignore[union-attr]
+    assert carried_out(store, dataset.manifest, **WRONG).train.rows == 120  # type: ignore[union-attr]
 
     code, out, _ = call(capsys, "quarantine", "release", "tiny", digest, "--undo", "--json", *place)
     assert (code, json.loads(out)["changed"]) == (0, 1)
@@ -104,10 +123,8 @@ def test_a_listed_row_can_be_released_and_taken_back(
 
 
 @pytest.mark.remedies("flows.commands.quarantine:_named")
-def test_a_row_is_named_by_enough_digits_of_its_digest(
-    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
-):
-    carried_out(store, dataset.manifest)
+def test_a_row_is_named_by_enough_digits_of_its_digest(after: Store, capsys: pytest.CaptureFixture[str]):
+    store = after
     digest = listed(store, capsys)["rows"][0]["digest"]
     for text in (digest[:5], "0123456789"):
         code, _, err = call(capsys, "quarantine", "release", "tiny", text, "--store", str(store.root))
@@ -118,12 +135,12 @@ def test_a_row_is_named_by_enough_digits_of_its_digest(
 
 @pytest.mark.remedies("flows.commands.quarantine:_of_run")
 def test_of_a_lost_quarantine_nothing_is_listed_and_the_report_has_no_wrong_row(
-    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+    first: tuple[Store, RunRecord], after: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ):
-    record = carried_out(store, dataset.manifest, epochs=1, learning_rate=1e-6)
+    store, (original, record) = after, first
     digest = listed(store, capsys)["rows"][0]["digest"]
     assert record.quarantine
-    shutil.rmtree(record.quarantine.entry.folder)
+    shutil.rmtree(store.root / record.quarantine.entry.folder.relative_to(original.root))
     for words in (["list", "tiny"], ["release", "tiny", digest]):
         code, _, err = call(capsys, "quarantine", *words, "--store", str(store.root))
         assert (code, "it was removed or is damaged; make it again: `idxflow run --dataset-file" in err) == (2, True)
@@ -133,7 +150,7 @@ def test_of_a_lost_quarantine_nothing_is_listed_and_the_report_has_no_wrong_row(
     # The decoded splits are there, but with other numbers of rows than those of the predictions.
     assert (again.train, again.test, past_runs.missing(again)) == (None, None, ["quarantine"])
     assert not build(registry, again).values["mistakes"]
-    carried_out(store, dataset.manifest)
+    carried_out(store, dataset.manifest, **WRONG)
     assert digest in [row["digest"] for row in listed(store, capsys)["rows"]]
 
 
@@ -179,8 +196,8 @@ def test_validation_alone_sets_rows_aside_too(store: Store, dataset: Dataset):
     assert (train.rows, test.rows, job.state) == (119, 29, "valid")
 
 
-def test_an_edit_of_the_file_counts_from_the_next_run_on(store: Store, dataset: Dataset, tmp_path: Path):
-    carried_out(store, dataset.manifest)
+def test_an_edit_of_the_file_counts_from_the_next_run_on(after: Store, dataset: Dataset):
+    store = after
     (store.root / "tiny" / "released.txt").write_text("not a digest\n")
     assert carried_out_with_error(store, dataset).startswith(f"{store.root}/tiny/released.txt: expected a row digest")
 

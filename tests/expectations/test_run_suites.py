@@ -169,13 +169,11 @@ def cut(table: summary.Table, places: list[int]) -> list[summary.Table]:
     return [{name: values[a:b] for name, values in table.items()} for a, b in pairwise(edges)]
 
 
-@pytest.mark.parametrize(
-    "places",
-    [[1], [0, 60, 60, 120], [1, 2, 50, 119]],
-    ids=["first row alone", "empty parts", "uneven parts"],
-)
+FIRST_ROW_ALONE, EMPTY_PARTS, UNEVEN_PARTS = [1], [0, 60, 60, 120], [1, 2, 50, 119]
+
+
 @pytest.mark.parametrize(("classes", "seed"), [(10, 1), (60, 3)])
-def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: int, seed: int):
+def test_the_verdict_on_parts_is_that_on_the_whole(classes: int, seed: int):
     table = faulty(120, classes, seed)
     table["label"] = np.append(table["label"][:-1], classes - 1)  # the last part alone has this class
     share = float(table["centroid_hit"].mean())
@@ -192,17 +190,29 @@ def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: i
         )
         suite = suites.images(dataset, "test")
         whole = run_suites.run(suite, [table])
-        assert run_suites.run(suite, cut(table, places)) == whole
+        for places in (FIRST_ROW_ALONE, EMPTY_PARTS, UNEVEN_PARTS):
+            assert run_suites.run(suite, cut(table, places)) == whole
         seen |= {(c.column, c.passed) for c in whole if c.column in ("centroid_hit", "blank", "pixel_max", "mean")}
     assert seen >= {(name, passed) for name in ("centroid_hit", "blank") for passed in (True, False)}
 
 
 def test_what_great_expectations_says_of_one_part_is_what_is_said():
+    """Its own classes, asked for everything at once, find the same."""
+    import great_expectations as gx
+    import pandas as pd
+
     table = faulty(120, 10, 4)
+    table["mean"][3] = np.nan
     suite = suites.images(replace(catalog.find("mnist"), rows={}), "test")
-    theirs = engine.evaluate(suite, table)
-    for number, check in enumerate(run_suites.run(suite, [table])):
-        assert check.passed == theirs[number].success
+    batch = engine._whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
+    detail = {"result_format": "SUMMARY", "unexpected_index_column_names": ["index"]}
+    checks, seen = run_suites.run(suite, [table]), run_suites.look(suite, [table])
+    for expectation, check, one in zip(suite.expectations, checks, seen, strict=True):
+        arguments = expectation.arguments
+        theirs = batch.validate(getattr(gx.expectations, expectation.kind)(**arguments), result_format=detail)
+        assert check.passed == theirs.success
+        found = findings.FINDINGS[expectation.kind].of(theirs.to_json_dict()["result"], arguments, table)
+        assert repr(one.finding) == repr(found)
 
 
 @pytest.mark.remedies("expectations.run_suites:_finding:2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from storage.workers.current import using
 from storage.workers.here import Here
 from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
-from tests.conftest import TinyFactory, bars
+from tests.conftest import TinyFactory, bars, write_tiny
 from tests.support.cloud_stores import Cloud
 from tests.support.memory import peak
 from tests.support.scattered_workers import ScatteredWorkers
@@ -59,9 +60,29 @@ def arrays() -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.fixture
-def dataset(tiny: TinyFactory) -> Dataset:
-    return tiny(arrays=arrays(), manifest=LIMITS)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_tiny(tmp_path_factory.mktemp("tiny"), arrays=arrays(), manifest=LIMITS)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Validation:
+    """The verdict on both splits in one file each."""
+    store = empty(tmp_path_factory)
+    return verdict(store, dataset, cut(store, dataset, 0)).record
+
+
+@pytest.fixture(scope="module")
+def seven(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Done[Validation]]:
+    """The verdict on both splits in seven parts each, for tests that change nothing in its store."""
+    store = empty(tmp_path_factory)
+    return store, verdict(store, dataset, cut(store, dataset, 7))
+
+
+def empty(folders: pytest.TempPathFactory) -> Store:
+    store = Store(folders.mktemp("module") / "store")
+    store.prepare()
+    return store
 
 
 def cut(store: Store, dataset: Dataset, parts: int) -> tuple[Split, Split]:
@@ -125,9 +146,10 @@ class Alive:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
-def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(store: Store, dataset: Dataset, parts: int):
-    whole = verdict(store, dataset, cut(store, dataset, 0)).record
-    result = verdict(store, dataset, cut(store, dataset, parts)).record
+def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(
+    store: Store, dataset: Dataset, whole: Validation, seven: tuple[Store, Done[Validation]], parts: int
+):
+    result = (seven[1] if parts == 7 else verdict(store, dataset, cut(store, dataset, parts))).record
     assert result.parts == 2 * parts
     assert (of_all_rows(result), result.class_counts, result.passed) == (whole.checks, whole.class_counts, whole.passed)
     assert len(result.checks) == len(whole.checks) + 2
@@ -172,9 +194,8 @@ def test_a_part_of_one_class_or_of_few_rows_is_not_blamed(store: Store, tiny: Ti
     assert validate.fn(store, dataset, train, test).record.failures == ()
 
 
-def test_one_split_may_be_in_parts_and_the_other_in_one_file(store: Store, dataset: Dataset):
+def test_one_split_may_be_in_parts_and_the_other_in_one_file(store: Store, dataset: Dataset, whole: Validation):
     (train, test), parts = cut(store, dataset, 0), cut(store, dataset, 2)
-    whole = verdict(store, dataset, (train, test)).record
     for splits in ((parts[0], test), (train, parts[1])):
         result = verdict(store, dataset, splits).record
         assert (result.parts, of_all_rows(result)) == (3, whole.checks)
@@ -216,8 +237,10 @@ def test_a_part_that_is_not_as_recorded_is_refused(store: Store, dataset: Datase
     }
 
 
-def test_workers_in_any_order_write_the_same_bytes(store: Store, dataset: Dataset, tmp_path: Path):
-    here = verdict(store, dataset, cut(store, dataset, 7))
+def test_workers_in_any_order_write_the_same_bytes(
+    seven: tuple[Store, Done[Validation]], dataset: Dataset, tmp_path: Path
+):
+    store, here = seven
     elsewhere = Store(tmp_path / "elsewhere")
     elsewhere.prepare()
     workers = ScatteredWorkers()
@@ -245,10 +268,10 @@ def made(store: Store) -> Counter[str]:
     ],
 )
 def test_of_an_appended_part_only_itself_is_surveyed(
-    store: Store, dataset: Dataset, grown: SplitName, again: dict[str, int]
+    seven: tuple[Store, Done[Validation]], dataset: Dataset, tmp_path: Path, grown: SplitName, again: dict[str, int]
 ):
+    first, store = seven[1], Store(shutil.copytree(seven[0].root, tmp_path / "store"))
     splits = {split.name: split for split in cut(store, dataset, 7)}
-    first = verdict(store, dataset, (splits["train"], splits["test"]))
     assert first.step.summary.endswith(", in 14 parts, 14 new")
     before, images = made(store), np.random.default_rng(1).integers(0, 255, (12, 9, 7), np.uint8)
     rows = [np.concatenate(both) for both in zip(arrays_of(grown), (images, np.arange(12) % 3), strict=True)]
