@@ -47,7 +47,6 @@ LATER = (
     "flows.terminal.console",
     "flows.terminal.timings",
     "matplotlib.backends.backend_svg",
-    "matplotlib.figure",
     "matplotlib.style",
     "prefect.artifacts",
     "prefect.server.api.server",
