@@ -51,7 +51,17 @@ def digests(module: str) -> dict[str, str]:
 
 def library_versions(*libraries: str) -> dict[str, str]:
     """Return the installed version of each library, without importing it."""
-    return {name: importlib.metadata.version(name) for name in libraries}
+    return {name: version_of(name) for name in libraries}
+
+
+@cache
+def version_of(library: str) -> str:
+    """Return the installed version of a library, without importing it; to look it up takes half a millisecond.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it is not installed.
+    """
+    return importlib.metadata.version(library)
 
 
 def parsed(source: str | bytes) -> ast.Module:

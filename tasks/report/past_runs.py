@@ -12,8 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.datasets import catalog
@@ -42,6 +41,7 @@ from storage.records import (
 )
 from storage.registry import Registry
 from storage.runtime import processor
+from storage.runtime.code_digests import version_of
 from storage.store import Store, Stored
 
 if TYPE_CHECKING:
@@ -98,17 +98,14 @@ def _changed(limits: Drift) -> dict[str, float]:
 
 def environment() -> Environment:
     """Describe this process: versions, system and processor, without user or host names."""
-    versions = {package: _version(package) for package in sorted(PACKAGES)}
+    versions = {}
+    for package in sorted(PACKAGES):
+        try:
+            versions[package] = version_of(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
     machine = f"{platform.system()}, {platform.machine()}, {os.cpu_count() or 1} processors"
     return Environment(platform.python_version(), machine, versions, processor.described())
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def for_ledger(run: RunRecord) -> dict[str, Any]:

@@ -52,7 +52,6 @@ LATER = (
     "flows.terminal.console",
     "flows.terminal.timings",
     "matplotlib.backends.backend_svg",
-    "matplotlib.figure",
     "matplotlib.style",
     "prefect.artifacts",
     "prefect.server.api.server",
@@ -208,9 +207,10 @@ def prepare_routes_of_prefect() -> None:
 
 
 def prepare_report() -> None:
-    """Have Jinja compile the templates of the report, and Matplotlib find its fonts."""
-    from tasks.report import figures, rendering
+    """Have Jinja compile the templates of the report, Matplotlib find its fonts, and versions be looked up."""
+    from tasks.report import figures, past_runs, rendering
 
+    past_runs.environment()
     for is_markdown in (False, True):
         engine = rendering._engine(is_markdown)
         for name in engine.list_templates(["j2"]):

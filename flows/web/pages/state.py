@@ -56,7 +56,7 @@ class State:
         """Import what pages need, before there are several threads: no two may import libraries at the same time."""
         import httpx  # noqa: F401
         import matplotlib.backends.backend_svg
-        import matplotlib.figure  # noqa: F401
+        import matplotlib.style  # noqa: F401
 
         import flows.service.client  # noqa: F401
 
