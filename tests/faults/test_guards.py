@@ -13,10 +13,9 @@ from py_compile import PycInvalidationMode
 
 import pytest
 
-from tests.support.forkserver import Forked, ForkServer
+from tests.support.commands import idxflow
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = str(ROOT / "tests" / "support" / "forked_pytest.py")
 PARTS = ("storage", "expectations", "tasks", "flows", "tests", "benchmarks", "pyproject.toml", "prefect.yaml", "docs")
 
 
@@ -253,7 +252,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
         else:
             shutil.copy(source, folder / part)
     # Told by its content: a line of the same length, changed in the same second, would else be taken for the old one.
@@ -264,8 +263,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Pytest:
     """Runs tests in the copy, one call at a time, from a process that has imported what is not ours."""
 
-    def __init__(self, folder: Path, temporary: Path, server: ForkServer) -> None:
-        self._folder, self._temporary, self._server = folder, temporary, server
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self._folder, self._temporary = folder, temporary
         self.output = ""
 
     def run(self, *tests: str) -> int:
@@ -273,18 +272,17 @@ class Pytest:
         options = ["-x", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
         # In the usual place, pytest would close to other users what the tests beside it have opened for them.
         options.append(f"--basetemp={self._temporary}")
-        request = {"folder": str(self._folder), "arguments": [*options, *tests]}
-        with Forked(self._server.address, request) as process:
-            self.output = "".join(process.communicate())
-            return process.wait()
+        environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
+        ended = idxflow(str(self._folder), *options, *tests, env=environment, program="tests of a copy")
+        self.output = ended.stdout + ended.stderr
+        return ended.returncode
 
 
 @pytest.fixture(scope="module")
 def in_the_copy(copy: Path) -> Iterator[Pytest]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
     # A short path: that of a socket has 107 characters at most (unix(7)).
-    with tempfile.TemporaryDirectory() as temporary, ForkServer(SCRIPT, env=environment) as server:
-        yield Pytest(copy, Path(temporary, "pytest"), server)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Pytest(copy, Path(temporary, "pytest"))
 
 
 @pytest.mark.parametrize("name", GUARDS)

@@ -39,9 +39,13 @@ from tests.support import commands, refusals, users
 from tests.support.forkserver import Forked, end_with_parent
 
 LATER = (
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin",
+    "PIL.PpmImagePlugin",
     "alembic.command",
     "anyio._backends._asyncio",
+    "cyclopts.config",
     "cyclopts.help",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
@@ -58,7 +62,9 @@ LATER = (
     "prefect.task_engine",
     "prefect.utilities.visualization",
     "pyarrow.pandas_compat",
+    "rich._emoji_codes",
     "rich.markdown",
+    "rich.panel",
     "sklearn.datasets.data",
     "sklearn.datasets.descr",
     "sklearn.model_selection",
@@ -260,7 +266,8 @@ def become(request: dict[str, Any]) -> None:
         request["program"] == "idxflow" and request["arguments"][:1] not in RUNS
     ):
         read_settings_when_asked()
-    else:
+    # Tests read them when pytest is configured (`tests.conftest`).
+    elif request["program"] not in ("tests", "tests of a copy"):
         read_settings_again()
 
 
@@ -563,6 +570,13 @@ def tests() -> None:
     exec(literal_eval(source), {"__name__": "execnet.gateway_base"})
 
 
+def tests_of_a_copy() -> None:
+    """Run pytest in the folder of the first argument, with the others."""
+    from tests.support import forked_pytest
+
+    sys.exit(forked_pytest.run(sys.argv[1], sys.argv[2:]))
+
+
 def run_without_prefect() -> None:
     from tests.support import forked_run
 
@@ -583,5 +597,6 @@ PROGRAMS = {
     "items": items,
     "nothing": lambda: None,
     "tests": tests,
+    "tests of a copy": tests_of_a_copy,
     "run without Prefect": run_without_prefect,
 }
