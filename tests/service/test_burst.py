@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from prefect.settings import (
 )
 
 from benchmarks.burst import DEPLOYMENT, burst
-from tests.support.servers import BIN, Server, guarded_server, wait_until_answers
+from tests.support import commands
+from tests.support.servers import Server, guarded_server, wait_until_answers
 
 pytestmark = [pytest.mark.flow, pytest.mark.long]
 
@@ -83,9 +83,6 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
     assert outcome.existing >= outcome.accepted
 
     server.stop()
-    command = [str(BIN / "prefect"), "deployment", "run", DEPLOYMENT]
     impatient["PREFECT_API_REQUEST_TIMEOUT"] = "2"
-    process = subprocess.run(
-        command, env={**environment, **impatient}, cwd="/", capture_output=True, text=True, timeout=280
-    )
+    process = commands.prefect("deployment", "run", DEPLOYMENT, env={**environment, **impatient}, cwd=Path("/"))
     assert process.returncode != 0
