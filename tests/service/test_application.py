@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from flows.service.application import look_less_often, write_settings_once
+from flows.service.application import compress_quickly, look_less_often, write_settings_once
 
 
 def test_an_idle_server_looks_for_due_work_less_often_than_prefects_own(monkeypatch: pytest.MonkeyPatch):
@@ -22,6 +22,23 @@ def test_an_idle_server_looks_for_due_work_less_often_than_prefects_own(monkeypa
     assert intervals() == {timedelta(seconds=0.25)}
     look_less_often()
     assert intervals() == {timedelta(seconds=2)}
+
+
+def test_answers_are_compressed_with_the_quickest_level(monkeypatch: pytest.MonkeyPatch):
+    from prefect.server.api import server
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    def level() -> int:
+        """The byte of gzip that tells it: 2 for the highest, 4 for the quickest (RFC 1952, XFL)."""
+        client = TestClient(server.GZipMiddleware(PlainTextResponse("7" * 2000)))
+        with client.stream("GET", "/", headers={"Accept-Encoding": "gzip"}) as answer:
+            return next(answer.iter_raw())[8]
+
+    monkeypatch.setattr(server, "GZipMiddleware", server.GZipMiddleware)
+    assert level() == 2
+    compress_quickly()
+    assert level() == 4
 
 
 def test_the_server_writes_its_settings_as_variables_once(monkeypatch: pytest.MonkeyPatch):

@@ -303,7 +303,7 @@ def chips(picture: bytes) -> list[tuple[int, int]]:
     return [
         ((across.start + across.stop) // 2, down.start + 2)
         for down, across in boxes
-        if across.stop - across.start > 30 and 5 < down.stop - down.start < 25
+        if across.stop - across.start > 15 and 5 < down.stop - down.start < 25
     ]
 
 
@@ -589,7 +589,7 @@ def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: O
 
 @contextmanager
 def watching(environment: dict[str, str], inbox: Path, manifest: Path) -> Iterator[Command]:
-    words = ("watch", str(inbox), "--dataset-file", str(manifest), "--every", "0.5")
+    words = ("watch", str(inbox), "--dataset-file", str(manifest), "--every", "1")
     with Command(*words, env=environment) as watcher:
         until(lambda: "watching " in watcher.output or watcher.poll() is not None)
         assert watcher.poll() is None, watcher.errors
