@@ -23,7 +23,7 @@ from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
-from tests.conftest import TinyFactory
+from tests.conftest import write_tiny
 from tests.support import forked_run
 from tests.support.commands import Command, idxflow
 from tests.support.crashes import in_memory
@@ -77,7 +77,7 @@ def check(store: Store) -> None:
     assert champion is None or champion.number == 1
 
 
-def kills(folder: Path, manifest: Path, count: int, seed: int = 0) -> Counter[str]:
+def kills(folder: Path, manifest: Path, whole: End, count: int, seed: int = 0) -> Counter[str]:
     """Kill `count` runs at random; return how many were killed after which step had ended.
 
     Half of them at a random time, half as soon as the store has a random number of files and folders, more than half of
@@ -86,7 +86,6 @@ def kills(folder: Path, manifest: Path, count: int, seed: int = 0) -> Counter[st
     """
     chance = random.Random(seed)
     met: Counter[str] = Counter()
-    whole = unbroken(manifest, Store(folder / "whole"))
     while met.total() < count:
         store = Store(folder / "store")
         for _ in range(min(KILLS_FOR_EACH_STORE, count - met.total())):
@@ -138,9 +137,20 @@ def folder() -> Iterator[Path]:
         yield path
 
 
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("kills")).manifest
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path) -> Iterator[End]:
+    with in_memory() as path:
+        yield unbroken(manifest, Store(path / "whole"))
+
+
 @pytest.mark.timeout(500 + 40 * KILLS)
-def test_killed_at_random_and_resumed_it_ends_the_same(folder: Path, tiny: TinyFactory):
-    met = kills(folder, tiny().manifest, KILLS)
+def test_killed_at_random_and_resumed_it_ends_the_same(folder: Path, manifest: Path, whole: End):
+    met = kills(folder, manifest, whole, KILLS)
     sys.stdout.write(f"{KILLS} kills, by the last step that was done: {dict(met)}\n")
     assert sum(met.values()) == KILLS
     assert len(met) > 1
@@ -162,9 +172,9 @@ BOUNDARIES = {
 
 
 @pytest.mark.flow
-def test_the_command_ended_at_each_step_is_resumed(server: dict[str, str], folder: Path, tiny: TinyFactory):
+def test_the_command_ended_at_each_step_is_resumed(server: dict[str, str], folder: Path, manifest: Path, whole: End):
     """The real command, ended at one step after the other: each time it is gone on with from there."""
-    manifest, store = tiny().manifest, Store(folder / "store")
+    store = Store(folder / "store")
     command = ["run", "--dataset-file", str(manifest), "--store", str(store.root)]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     for name, (moment, number) in BOUNDARIES.items():
@@ -179,7 +189,7 @@ def test_the_command_ended_at_each_step_is_resumed(server: dict[str, str], folde
     last = idxflow(*command, "--json", env=server)
     assert last.returncode == 0, last.stderr
     assert json.loads(last.stdout)["champion"] == 1
-    assert end(store).weights_digest == unbroken(manifest, Store(folder / "whole")).weights_digest
+    assert end(store).weights_digest == whole.weights_digest
     assert verify(store).damage == ()
 
 

@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 from storage.files import locked
 from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
 from tests.support import stranger, up
-from tests.support.commands import Command, idxflow
+from tests.support.commands import Command, calling, idxflow
 from tests.support.faultserver import FaultServer, good
 from tests.support.operated import fork_flow_runs, until
 from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
@@ -186,13 +186,13 @@ def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: di
     before = len(service.post("flow_runs/filter", of_this_flow))
     lock = Path(place["IDXFLOW_STORE"]) / "digits" / "locks" / "in-use.lock"
     with locked(lock), Command("validate", "digits", env=environment, cwd=Path("/")) as process:
-        until(lambda: "waiting" in process.errors or process.poll() is not None)
+        until(lambda: "waiting" in process.output or process.poll() is not None)
         assert process.poll() is None, process.errors
         assert ports(process.pid) == []
         assert len(service.post("flow_runs/filter", of_this_flow)) == before + 1
         process.send_signal(signal.SIGTERM)
         process.wait(SECONDS)
-        assert "using the Prefect server of `idxflow up` at" in process.errors
+        assert "using the Prefect server of `idxflow up` at" in process.output + process.errors
 
 
 def test_what_the_lines_that_are_printed_as_next_steps_set_is_as_good_for_all_other_commands(
@@ -205,7 +205,8 @@ def test_what_the_lines_that_are_printed_as_next_steps_set_is_as_good_for_all_ot
     new = user(home / "new", PATH=place["PATH"], TERM="dumb", COLUMNS="200")
     (home / "new").mkdir()
     doctor = f"{lines[1].partition('  prefect ')[0]}\nexport PREFECT_HOME={place['PREFECT_HOME']}\nidxflow doctor"
-    others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
+    forked = f'idxflow() {{ {calling("idxflow")} "$@"; }}'
+    others = ["bash", "-uc", f"{forked}\n{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
     second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
     assert "is already running" in second.stdout, second.stderr
     assert "--no-auth has no effect on what is already running" in second.stdout
