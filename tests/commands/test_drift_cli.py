@@ -29,7 +29,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ready")
     store = Store(folder / "store")
     store.prepare()
-    whole_run(store, write_tiny(folder, train=600, test=150).manifest, epochs=8)
+    whole_run(store, write_tiny(folder, train=600, test=150).manifest, epochs=8, published=False)
     return folder
 
 
@@ -270,7 +270,7 @@ def test_a_champion_whose_training_data_is_gone_needs_a_run(tmp_path: Path, monk
     store = Store(tmp_path / "store")
     store.prepare()
     manifest = write_tiny(tmp_path).manifest
-    job = whole_run(store, manifest)
+    job = whole_run(store, manifest, published=False)
     monkeypatch.chdir(tmp_path)
     saved("new.idx", new()[0])
     words = ["drift", "tiny", "new.idx", "--dataset-file", str(manifest), "--store", str(store.root), "--json"]
@@ -278,5 +278,5 @@ def test_a_champion_whose_training_data_is_gone_needs_a_run(tmp_path: Path, monk
         file.unlink()
     assert run_command(words) == 2
     assert "run the data set again, so that the next champion has it" in capsys.readouterr().out
-    whole_run(store, manifest)
+    whole_run(store, manifest, published=False)
     assert run_command(words) in (0, 6)

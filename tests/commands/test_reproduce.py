@@ -78,8 +78,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     store = Store(folder / "store")
     store.prepare()
     manifest = write_tiny(folder, arrays=repeated(), manifest=MANIFEST).manifest
-    first = whole_run(store, manifest, epochs=2).record
-    second = whole_run(store, manifest, epochs=2, seed=2, audit=True).record
+    first = whole_run(store, manifest, epochs=2, published=False).record
+    second = whole_run(store, manifest, epochs=2, seed=2, audit=True, published=False).record
     yield World(store, manifest, first, second)
     shutil.rmtree(folder)
 
@@ -346,7 +346,6 @@ def test_an_archive_that_is_gone_or_damaged_is_fetched_again(world: World, idxfl
     again_words = f"idxflow validate --dataset-file tiny.toml --store {store.root}"
     assert err.endswith(f"fetch it again, with --source FOLDER if it is elsewhere: `{again_words}`\n")
     validated(world, store)
-    assert idxflow(*words)[0] == 0
     file.chmod(0o644)
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     code, _, err = idxflow(*words)
@@ -530,7 +529,7 @@ def test_images_that_must_be_right_are_those_of_today(idxflow: Call, tmp_path: P
     image.parent.mkdir(parents=True)
     image.write_bytes(sources.png(arrays["test-images"][0]))
     store = Store(tmp_path / "store")
-    job = whole_run(store, manifest, epochs=2)
+    job = whole_run(store, manifest, epochs=2, published=False)
     words = ("tiny", job.record.id, "--store", str(store.root))
     code, out, err = idxflow(*words)
     assert code == 0, (out, err)

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.prepare()
     name = f"tiny-{uuid4().hex[:8]}"
     dataset = write_tiny(folder, train=600, test=150, name=name)
-    whole_run(store, dataset.manifest, epochs=8)
+    whole_run(store, dataset.manifest, epochs=8, published=False)
     return folder
 
 

@@ -21,7 +21,7 @@ def test_a_run_that_is_overtaken_scores_the_new_champion_and_decides_again(
     caplog.set_level("INFO", "tasks.decide")
     manifest = tiny().manifest
     for learning_rate in (1e-6, 0.02):
-        carried_out(store, manifest, learning_rate=learning_rate)
+        carried_out(store, manifest, published=False, learning_rate=learning_rate)
     registry = Registry(store, DATASET)
     decide(registry, "rolled back", 1)
     create, standing = Folder.create, registry.standing()
@@ -34,7 +34,7 @@ def test_a_run_that_is_overtaken_scores_the_new_champion_and_decides_again(
 
     monkeypatch.setattr(Store, "alone", lambda *_: nullcontext())
     monkeypatch.setattr(Folder, "create", meanwhile)
-    record = carried_out(store, manifest, learning_rate=0.1)
+    record = carried_out(store, manifest, published=False, learning_rate=0.1)
     assert record.decision
     assert (record.decision.previous, record.decision.version) == (2, 3)
     scored = [step.key for step in record.steps if step.of == "champion"]

@@ -75,19 +75,25 @@ def message_of(outcome: dict[str, Any]) -> str:
     return ("data refused: " if refused else "") + outcome["sentence"]
 
 
-def whole_run(store: Store, manifest: Path, audit: bool = False, **training: Any) -> Job:
-    """Carry out a run without Prefect, with its report and its record in the ledger; return the job."""
+def whole_run(store: Store, manifest: Path, audit: bool = False, published: bool = True, **training: Any) -> Job:
+    """Carry out a run without Prefect, with its record in the ledger; return the job.
+
+    The report, most of which are charts, is left out if it is not to be `published`.
+    """
     engine.prepare()
     request = Request(dataset_file=str(manifest), training=QUICK | training, store=str(store.root), audit=audit)
     job = prepare(request, "a test")
     pipeline.to_decision(job, pipeline.Directly())
-    return _published(job)
+    return _ended(job, published)
 
 
-def carried_out(store: Store, manifest: Path, audit: bool = False, **training: Any) -> RunRecord:
+def carried_out(
+    store: Store, manifest: Path, audit: bool = False, published: bool = True, **training: Any
+) -> RunRecord:
     """Carry out a run without Prefect, whose data may be refused; return the record that its report was made from.
 
-    It trains for 2 epochs if no more are asked for. The confirmation is left out: it starts a process of its own.
+    It trains for 2 epochs if no more are asked for. The confirmation is left out: it starts a process of its own. So is
+    the report if it is not to be `published`.
     """
     engine.prepare()
     settings = QUICK | {"epochs": 2} | training
@@ -97,10 +103,11 @@ def carried_out(store: Store, manifest: Path, audit: bool = False, **training: A
         pipeline.to_decision(job, Unconfirmed())
     except ValidationFailed as error:
         job.fail(error)
-    return _published(job).record
+    return _ended(job, published).record
 
 
-def _published(job: Job) -> Job:
-    job.report = job.passed(publish.fn(job.registry, job.dataset, job.record))
+def _ended(job: Job, published: bool) -> Job:
+    if published:
+        job.report = job.passed(publish.fn(job.registry, job.dataset, job.record))
     job.append_to_ledger()
     return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,7 @@ def test_a_file_of_many_images_is_not_read_to_its_end(tiny: TinyFactory, tmp_pat
 def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
     store: Store, tiny: TinyFactory, tmp_path: Path
 ):
+    unpublished = partial(carried_out, published=False)
     manifest = tiny(manifest=FAILED).manifest
     first = run_without_prefect(store, dataset_file=str(manifest))
     assert (first["state"], first["version"], first["champion"], first["error"]["exit_code"]) == (
@@ -295,16 +297,16 @@ def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
     assert list(first["steps"])[-3:] == ["probe", "decide", "publish"]
     usual = manifest.read_text().split("[behaviour]")[0]
     manifest.write_text(usual)
-    assert "probe" not in {step.step for step in carried_out(store, manifest, epochs=4).steps}
-    kept = carried_out(store, manifest, epochs=4, seed=5)
+    assert "probe" not in {step.step for step in unpublished(store, manifest, epochs=4).steps}
+    kept = unpublished(store, manifest, epochs=4, seed=5)
     assert (kept.decision.outcome, kept.decision.asked) == ("kept", "")
     manifest.write_text(usual + MET)
-    again = carried_out(store, manifest, epochs=4, seed=5)
+    again = unpublished(store, manifest, epochs=4, seed=5)
     assert (again.decision.outcome, bool(again.decision.asked)) == ("kept", True)
     assert len(again.decision.rules) == len(kept.decision.rules) + 2
-    assert carried_out(store, manifest, epochs=4, seed=5).decision.outcome == "unchanged"
+    assert unpublished(store, manifest, epochs=4, seed=5).decision.outcome == "unchanged"
     manifest.write_text(usual + FAILED)
-    failed = carried_out(store, manifest, epochs=4, seed=5)
+    failed = unpublished(store, manifest, epochs=4, seed=5)
     assert (failed.decision.outcome, failed.decision.champion) == ("refused", 1)
     assert compare(store, again, kept)["behaviour"] is None
     difference = compare(store, again, failed)
@@ -315,7 +317,7 @@ def test_a_run_refuses_and_what_is_asked_now_counts_for_a_model_that_was_kept(
     changed = {(each["part"], each["name"]) for each in difference["differences"]}
     assert changed == {("contract", f"behaviour {name}") for name in ("images", "noise", "shift")}
     manifest.write_text(usual)
-    assert carried_out(store, manifest, epochs=4, seed=5).decision.outcome == "kept"
+    assert unpublished(store, manifest, epochs=4, seed=5).decision.outcome == "kept"
     assert Registry(store, "tiny").champion().number == 1
 
 
