@@ -50,13 +50,26 @@ LATER = (
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
     "flows.alerts.delivery",
+    "flows.collect",
     "flows.commands.cli",
+    "flows.lineage.asked",
+    "flows.monitor",
+    "flows.reproducing",
     "flows.retrain",
     "flows.service.client",
+    "flows.service.supervisor",
+    "flows.sharing",
     "flows.terminal.console",
     "flows.terminal.timings",
+    "flows.tuning.flow",
+    "flows.watcher",
+    "flows.web.application",
+    "flows.web.served",
+    "hypothesis.extra.numpy",
+    "hypothesis.stateful",
     "matplotlib.backends.backend_svg",
     "matplotlib.style",
+    "openlineage.client",
     "prefect.artifacts",
     "prefect.server.api.server",
     "prefect.task_engine",
@@ -68,10 +81,11 @@ LATER = (
     "sklearn.datasets.data",
     "sklearn.datasets.descr",
     "sklearn.model_selection",
+    "tasks.adding.add",
     "tests.support.operated",
     "uvicorn",
 )
-"""What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
+"""What a run imports when it needs it, Prefect with it, what its own Prefect server does, and what tests import."""
 RUNS = (["run"], ["validate"])
 """How the commands begin that run a flow of Prefect, which they keep quiet."""
 
@@ -83,6 +97,8 @@ WITHOUT_PREFECT = ("confirm", "dask", "dask worker", "items", "nothing", "python
 def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
+    from hypothesis.configuration import notice_initialization_restarted
+    from hypothesis.internal.conjecture import providers
     from prefect import plugins
     from sqlalchemy.orm import configure_mappers
 
@@ -113,6 +129,10 @@ def load() -> None:
     prepare_routes_of_prefect()
     prepare_report()
     fork_confirmations()
+    # Each process of tests would look for numbers and texts in all of our modules, to try them as examples. Hypothesis
+    # warns of that where it is done before the tests.
+    providers._get_local_constants()
+    notice_initialization_restarted(warn=False)
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
