@@ -1,6 +1,6 @@
 """`idxflow`, and `prefect`, as their users call them, in a process of its own, without the seconds that imports take.
 
-The process is a fork of one that has imported what a run imports (`forked_command.py`), and reads Prefect's settings
+The process is a fork of one that has imported what a run imports (`preparation.py`), and reads Prefect's settings
 again; all else is as with the installed command. Tests of starting, and of imports, start that one. Prefect's server,
 and the flow runs of a worker, can be such forks, too (`tests.support.servers`, `tests.support.operated`).
 """
