@@ -70,7 +70,8 @@ def taken(kind: Kind, user: object) -> Compiled:
             _free.remove(compiled)
         del _free[:-KEPT]
     compiled = compiled or Compiled(kind)
-    if kind.architecture.parameters <= MOST_WEIGHTS:
+    # What a user's own layers keep besides weights is not known here, so each training of them begins anew.
+    if not isinstance(kind.architecture, OwnNetwork) and kind.architecture.parameters <= MOST_WEIGHTS:
         weakref.finalize(user, _free.append, compiled).atexit = False
     return compiled
 
