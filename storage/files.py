@@ -232,10 +232,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 def sealed(values: Mapping[str, Any]) -> bytes:
     """Return the JSON text of `values` with its own digest added: the only text that `read_json` accepts."""
-    return _with_seal(values, digest_of(values))
-
-
-def _with_seal(values: Mapping[str, Any], digest: str) -> bytes:
+    digest = hashlib.sha256(canonical(values)).hexdigest()
     return (json.dumps({**values, _SEAL: digest}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -268,11 +265,10 @@ def _unsealed(data: bytes) -> dict[str, Any]:
     values = json.loads(data)
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object; found {type(values).__name__}")
-    seal = values.pop(_SEAL, None)
+    values.pop(_SEAL, None)
     digest = hashlib.sha256(data).digest()
     if digest not in _known:
-        # The indented text last: Python takes much longer for it.
-        if seal != digest_of(values) or _with_seal(values, seal) != data:
+        if sealed(values) != data:
             raise ValueError("its contents do not have the SHA-256 written in it")
         if len(_known) >= _KNOWN_MOST:
             _known.clear()
