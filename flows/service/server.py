@@ -148,8 +148,6 @@ def _responses(where: Address, auth: str | None, seconds: float) -> tuple[httpx.
 
 def session(where: Address, auth: str | None, seconds: float) -> httpx.Client:
     """Return an authenticated HTTP client of the API with a timeout of `seconds`."""
-    import ssl
-
     import httpx
 
     from tasks.sources.download import certificates
@@ -157,8 +155,7 @@ def session(where: Address, auth: str | None, seconds: float) -> httpx.Client:
     key = None if auth else configuration.api_key(where.api)
     return httpx.Client(
         base_url=where.api,
-        # Nobody shows a certificate at an http address, and to read the authorities takes longer than a request.
-        verify=certificates() if urlsplit(where.api).scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        verify=certificates(where.api),
         timeout=seconds,
         auth=httpx.BasicAuth(*auth.split(":", 1)) if auth else None,
         headers={"Authorization": f"Bearer {key}"} if key else None,

@@ -376,15 +376,17 @@ def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
         yield client
 
 
-def certificates() -> ssl.SSLContext:
+def certificates(address: str = "https:") -> ssl.SSLContext:
     """Return what checks the certificates of servers, for `verify` of httpx's clients.
 
-    It is the same until the environment names others, or their file changes: parsing some hundred certificates for each
-    client takes longer than most requests.
+    It is the same until the environment names other authorities, or their file changes: to read some hundred of them
+    takes longer than most requests. Nobody shows a certificate at an http address, so none are read for one.
 
     Raises:
-        OSError: those that the environment names cannot be read.
+        OSError: the authorities that the environment names cannot be read.
     """
+    if urlsplit(address).scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     file = os.environ.get("SSL_CERT_FILE")
     # The archives of a data set are fetched at the same time.
     with _TRUST:

@@ -121,8 +121,14 @@ CALLS = {"eval", "exec", "compile", "__import__", "load_model", "load_module", "
 CALLS |= {"enable_unsafe_deserialization", "system", "popen", "literal_eval", "from_string", "unsafe_load", "full_load"}
 # MLflow loads what the same function has just written, by Keras in its safe mode.
 HARMLESS = {("re", "compile"), ("platform", "system"), ("pyfunc", "load_model")}
-FLAGS = {"allow_pickle": False, "shell": False, "safe_mode": True, "autoescape": True, "verify": True}
-"""Arguments that may only have this value, where they are given."""
+FLAGS = {
+    "allow_pickle": ("False",),
+    "shell": ("False",),
+    "safe_mode": ("True",),
+    "autoescape": ("True",),
+    "verify": ("True", "certificates()", "certificates(where.api)"),
+}
+"""Arguments that may only have these values, where they are given."""
 
 
 def dangers(tree: ast.AST) -> list[str]:
@@ -145,9 +151,9 @@ def _called(node: ast.Call) -> list[str]:
     uses = [name] if name in CALLS and (module, name) not in HARMLESS else []
     uses += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
     for keyword in node.keywords:
-        value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ...
-        if keyword.arg in FLAGS and value is not FLAGS[keyword.arg]:
-            uses.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+        value = ast.unparse(keyword.value)
+        if value not in FLAGS.get(keyword.arg or "", (value,)):
+            uses.append(f"{keyword.arg}={value}")
     if (module, name, "allow_pickle") in {("np", "load", k.arg) for k in node.keywords}:
         uses.remove("np.load")
     return uses
