@@ -216,11 +216,10 @@ class ZippedWeb:
         with kept.opened(policy) as stream:
             try:
                 return self.where, _member(stream, self.zipped, spec, part)
-            except SourceFailed as failure:
-                wrong = failure
-        # What has been in the store for long may be damaged.
-        if not kept.discarded():
-            raise wrong
+            except SourceFailed:
+                # What has been in the store for long may be damaged.
+                if not kept.discarded(stream):
+                    raise
         with kept.opened(policy) as stream:
             return self.where, _member(stream, self.zipped, spec, part)
 

@@ -126,11 +126,17 @@ class KeptZip:
         with stream:
             yield stream
 
-    def discarded(self) -> bool:
-        """Remove the file if it is damaged, and return whether it is gone."""
+    def discarded(self, read: BinaryIO) -> bool:
+        """Remove the file if it is damaged; return whether the kept file is no longer the opened one, `read`.
+
+        Another thread or run may have removed or replaced it.
+        """
         with self._locked():
-            if self._file.is_file() and sha256_of(self._file) == self.zipped.sha256:
-                return False
+            if self._file.is_file():
+                if not os.path.samestat(os.fstat(read.fileno()), self._file.stat()):
+                    return True
+                if sha256_of(self._file) == self.zipped.sha256:
+                    return False
             if self._file.exists():
                 _log.warning("%s is damaged; downloading it again", self._file)
                 self._file.unlink()

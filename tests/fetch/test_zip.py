@@ -34,6 +34,7 @@ from storage.verify import verify
 from tasks.fetch import find_or_fetch
 from tasks.sources.download import DownloadPolicy
 from tasks.sources.partial_file import PartialFile
+from tasks.sources.zip_file import KeptZip
 from tests.fetch.helpers import IMPATIENT, QUICK, STRICT
 from tests.support.faultserver import (
     Answer,
@@ -244,6 +245,23 @@ def test_a_kept_file_that_is_damaged_is_named_by_verify_and_downloaded_again(
         assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
     assert file.read_bytes() == zipped.data
     assert "is damaged; downloading it again" in caplog.text
+
+
+def test_a_thread_that_has_opened_a_damaged_file_reads_the_one_that_another_has_replaced_it_with(
+    store: Store, tmp_path: Path
+):
+    with FaultServer({}) as server:
+        zipped = publish(tmp_path, [server.url(AT)])
+        server.answers[AT] = good(zipped.data)
+        four(store, zipped.dataset)
+        (file,) = (store.root / "_downloads").glob(f"*/{ZIP}")
+        file.write_bytes(b"?" * len(zipped.data))
+        assert zipped.second.zipped
+        kept = KeptZip(store, zipped.second.zipped, server.url(AT), lambda path, received: None)
+        with kept.opened(QUICK) as damaged:
+            assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
+            assert kept.discarded(damaged)
+    assert file.read_bytes() == zipped.data
 
 
 def test_a_kept_file_is_not_read_again_for_archives_that_are_in_the_store(store: Store, tmp_path: Path):
